@@ -1,0 +1,1 @@
+"""Built-in estimators, one file each."""

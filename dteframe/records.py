@@ -1,0 +1,256 @@
+"""What passes between the stages of a step: frozen records that answer simple questions about themselves.
+
+Numbers are called ``success_rate`` (in [0, 1], up is easier); *difficulty* is the idea, ``1 - success_rate``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int
+
+JsonValue: TypeAlias = "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]"
+State: TypeAlias = "Mapping[str, StateValue]"
+StateValue: TypeAlias = (
+    "None | bool | int | float | str | np.ndarray | Sequence[StateValue] | Mapping[str, StateValue]"
+)
+Message: TypeAlias = Mapping[str, str]
+"""One chat message: ``{"role": "user", "content": "..."}``."""
+Purpose: TypeAlias = Literal["train", "reference", "evaluation"]
+"""What a generated token is charged to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A training item: what is asked, and what the answer is."""
+
+    id: str
+    """Unique in the run; stays the same when other questions are filtered out or reordered."""
+    text: str
+    """The question alone, without instructions or chat template: what estimators embed and what duplicates
+    are found by."""
+    prompt: str | tuple[Message, ...]
+    """What the policy is asked: plain text, or chat messages for the tokenizer's template."""
+    answer: str
+    """The gold answer, as the reward expects it."""
+    solution: str | None = None
+    """A worked solution that ends in the answer, where the dataset has one: what a policy is warmed up on."""
+    columns: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The dataset's further columns, for rewards and estimators that declare them."""
+
+    @property
+    def text_hash(self) -> str:
+        """Hash the text up to whitespace: 16 hexadecimal digits, equal for questions that count as one."""
+        return hashlib.sha256(" ".join(self.text.split()).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What a dataset loads."""
+
+    train: tuple[Question, ...]
+    evaluation: tuple[Question, ...] = ()
+    """The dataset's own held-out questions; empty if it has none, then the engine holds some of ``train``
+    out."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows that could not be used, counted by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question as the policy's tokens."""
+
+    question_id: str
+    token_ids: Int[np.ndarray, "prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are sampled; the names and their meaning are TRL's."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; above 0."""
+    top_p: float = 1.0
+    """Smallest set of tokens whose probability reaches this; 1 is off."""
+    top_k: int = 0
+    """Only the k likeliest tokens; 0 is off."""
+    min_p: float = 0.0
+    """Only tokens at least this fraction as likely as the likeliest; 0 is off."""
+    max_completion_length: int = 256
+    """Tokens, the end-of-sequence token included."""
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether some tokens cannot be sampled, so that the sampled distribution is not the model's."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the policy answered once."""
+
+    token_ids: Int[np.ndarray, "completion"]
+    """At least one token; ends in the end-of-sequence token if ``finish_reason`` is ``stop``."""
+    behaviour_logprobs: Float[np.ndarray, "completion"]
+    """Nats, at the sampling temperature, of the distribution that was sampled from."""
+    finish_reason: Literal["stop", "length"]
+    text: str
+    """Decoded without special tokens: what rewards see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rollouts of one question from one policy version."""
+
+    question_id: str
+    prompt_token_ids: Int[np.ndarray, "prompt"]
+    completions: tuple[Completion, ...]
+    rewards: Float[np.ndarray, "group"]
+    """One per completion: the weighted sum of the recipe's rewards."""
+    successes: int
+    """Completions that the first reward accepts (its score is at least ``training.success_threshold``)."""
+    policy_version: int
+    """Number of training steps that the policy had behind it when it answered."""
+    purpose: Purpose
+    reward_parts: Mapping[str, Float[np.ndarray, "group"]] = field(default_factory=dict)
+    """Unweighted scores by reward name."""
+
+    @property
+    def trials(self) -> int:
+        """Count the rollouts."""
+        return len(self.completions)
+
+    @property
+    def success_rate(self) -> float:
+        """Divide successes by trials."""
+        return self.successes / self.trials
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether the policy both succeeded and failed."""
+        return 0 < self.successes < self.trials
+
+    @property
+    def has_equal_rewards(self) -> bool:
+        """Whether every advantage is 0, so that the group has no policy gradient."""
+        return bool(np.all(self.rewards == self.rewards[0]))
+
+    @property
+    def num_tokens(self) -> int:
+        """Count the completions' tokens."""
+        return sum(len(completion.token_ids) for completion in self.completions)
+
+    def to_state(self) -> State:
+        """Give the group as JSON values and a few arrays, for a component's ``state_dict``."""
+        return {
+            "question_id": self.question_id,
+            "prompt_token_ids": self.prompt_token_ids,
+            "token_ids": np.concatenate([completion.token_ids for completion in self.completions]),
+            "behaviour_logprobs": np.concatenate([item.behaviour_logprobs for item in self.completions]),
+            "lengths": [len(completion.token_ids) for completion in self.completions],
+            "finish_reasons": [completion.finish_reason for completion in self.completions],
+            "texts": [completion.text for completion in self.completions],
+            "rewards": self.rewards,
+            "successes": self.successes,
+            "policy_version": self.policy_version,
+            "purpose": self.purpose,
+            "reward_parts": dict(self.reward_parts),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Group:
+        """Rebuild the group of ``to_state``, bit for bit."""
+        ends = np.cumsum(state["lengths"])[:-1]
+        columns = zip(
+            np.split(state["token_ids"], ends),
+            np.split(state["behaviour_logprobs"], ends),
+            state["finish_reasons"],
+            state["texts"],
+            strict=True,
+        )
+        kept = set(state) - {"token_ids", "behaviour_logprobs", "lengths", "finish_reasons", "texts"}
+        completions = tuple(Completion(*column) for column in columns)
+        return cls(completions=completions, **{name: state[name] for name in kept})
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Measured successes of some questions under one policy version."""
+
+    question_ids: tuple[str, ...]
+    successes: Int[np.ndarray, "questions"]
+    trials: Int[np.ndarray, "questions"]
+    """Rollouts per question, at least 1."""
+    policy_version: int
+    purpose: Purpose
+
+
+@dataclass(frozen=True, slots=True)
+class SuccessEstimate:
+    """How often the present policy would solve each question: a Beta distribution per question."""
+
+    question_ids: tuple[str, ...]
+    mean: Float[np.ndarray, "questions"]
+    """Expected success rate, in [0, 1]."""
+    evidence: Float[np.ndarray, "questions"]
+    """Rollouts that the mean is worth: the rate is Beta(mean * evidence, (1 - mean) * evidence); 0 is no
+    idea."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The estimator's own figures about this estimate, such as ``leave_one_out_pearson``; reported as
+    ``estimate/NAME``."""
+
+    def without(self, question_ids: frozenset[str]) -> SuccessEstimate:
+        """Leave some questions out."""
+        kept = [index for index, name in enumerate(self.question_ids) if name not in question_ids]
+        ids = tuple(self.question_ids[index] for index in kept)
+        return SuccessEstimate(ids, self.mean[kept], self.evidence[kept], self.figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The questions that a selector chose, in the order in which they are to be asked."""
+
+    question_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchArithmetic:
+    """How many of everything there is in a step and in a plan; what ``dteframe plan`` explains."""
+
+    max_steps: int
+    questions_per_step: int
+    """Groups in a step, fresh and replayed."""
+    num_generations: int
+    selection_interval: int
+    """Steps that one plan serves."""
+    num_replayed: int
+    """Groups of a step that come from the replay buffer once it is full enough."""
+    reference_size: int
+    """Reference questions rolled out per plan."""
+    max_prompt_length: int
+    max_completion_length: int
+
+    @property
+    def num_fresh(self) -> int:
+        """Count the groups of a step that are generated, once replay runs."""
+        return self.questions_per_step - self.num_replayed
+
+    @property
+    def questions_per_plan(self) -> int:
+        """Count the questions that a plan asks at most: all of its steps without replay."""
+        return self.questions_per_step * self.selection_interval
+
+
+@dataclass(frozen=True, slots=True)
+class CreditedGroup:
+    """A group with what each of its rollouts is worth."""
+
+    group: Group
+    advantages: Float[np.ndarray, "group"]
+    is_replayed: bool
+    staleness: int
+    """Policy versions between the one that answered and the present one; 0 for fresh groups."""

@@ -1,0 +1,272 @@
+"""What a run tells those who watch it: one record per stage, whose fields are the metrics.
+
+The metric of field ``success_rate`` of the stage ``evaluation`` is called ``evaluation/success_rate`` in
+``metrics.jsonl`` and in TensorBoard; docs/metrics.md is written from the docstrings below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import ClassVar
+
+from dteframe.records import BatchArithmetic, Group, SuccessEstimate
+
+MetricValue = int | float
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """The figures of one stage of a step."""
+
+    stage: ClassVar[str]
+
+    def metrics(self) -> dict[str, MetricValue]:
+        """Give the figures as ``stage/figure``; None is left out, a mapping gives one metric per key."""
+        found: dict[str, MetricValue] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            named = value if isinstance(value, Mapping) else {item.name: value}
+            present = {name: number for name, number in named.items() if number is not None}
+            found.update({f"{self.stage}/{name}": number for name, number in present.items()})
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateReport(StageReport):
+    """A new plan: what the estimator said, and how well its last word held."""
+
+    stage: ClassVar[str] = "estimate"
+    num_references: int
+    """Reference questions rolled out for this plan."""
+    reference_success_rate: float | None
+    """Mean measured success rate of the references."""
+    reference_informative_fraction: float | None
+    """Share of reference groups with both successes and failures."""
+    reference_pearson: float | None
+    """Correlation of the previous plan's prediction with the references measured now; the first plan has
+    none."""
+    reference_brier: float | None
+    """Mean squared difference of the same."""
+    mean_success_rate: float
+    """Mean predicted success rate over the pool."""
+    selected_mean_success_rate: float
+    """Mean predicted success rate of the questions chosen."""
+    num_selected: int
+    """Questions chosen for this plan."""
+    num_reused_references: int
+    """Informative reference groups that are trained on as fresh ones."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The estimator's own figures, under their own names."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerReport(StageReport):
+    """The fresh groups of a step."""
+
+    stage: ClassVar[str] = "answer"
+    num_groups: int
+    """Fresh groups of the step, reused references among them."""
+    num_shortfall_groups: int
+    """Fresh groups that stand in for replayed ones that the buffer could not give."""
+    reward_mean: float
+    """Mean reward of a completion."""
+    reward_std: float
+    """Standard deviation of the rewards over all completions."""
+    success_rate: float
+    """Successes over trials."""
+    informative_fraction: float
+    """Share of groups with both successes and failures."""
+    equal_reward_fraction: float
+    """Share of groups whose rewards are all equal: they have no policy gradient."""
+    predicted_pearson: float | None
+    """Correlation of the predicted with the measured success rate; None where either does not vary."""
+    predicted_brier: float | None
+    """Mean squared difference of the same."""
+    completion_length_mean_tokens: float
+    """Mean length of a completion."""
+    completion_length_max_tokens: int
+    """Longest completion."""
+    truncated_fraction: float
+    """Share of completions that reached ``max_completion_length`` without an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport(StageReport):
+    """The replayed groups of a step."""
+
+    stage: ClassVar[str] = "replay"
+    num_groups: int
+    """Replayed groups of the step."""
+    num_ready: int
+    """Groups that the buffer could give before the draw."""
+    staleness_mean_steps: float | None
+    """Mean age of the replayed groups in policy versions."""
+    staleness_max_steps: int | None
+    """Largest age of the replayed groups in policy versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport(StageReport):
+    """What the optimizer did."""
+
+    stage: ClassVar[str] = "update"
+    loss: float
+    """Mean loss of the step's optimizer steps."""
+    gradient_norm: float
+    """Mean norm of the gradient before clipping."""
+    learning_rate: float
+    """Learning rate of the last optimizer step."""
+    num_optimizer_steps: int
+    """Optimizer steps taken; a minibatch without any gradient takes none."""
+    num_equal_reward_groups: int
+    """Groups that were counted in the denominators but not run through the model."""
+    num_forward_rows: int
+    """Rollouts run forward with gradient, over all passes."""
+    num_proximal_rows: int
+    """Rollouts run forward without gradient for the log-probs at the start of the step."""
+    sampler_logprob_difference_max_nats: float | None
+    """Largest difference of sampler and trainer log-probs on fresh tokens before the first optimizer step."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The objective's own figures: means over the tokens that ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport(StageReport):
+    """The held-out questions under the present policy."""
+
+    stage: ClassVar[str] = "evaluation"
+    success_rate: float
+    """Successes over trials on the held-out questions (avg@k)."""
+    standard_error: float
+    """Standard error of ``success_rate`` over questions."""
+    solved_fraction: float
+    """Share of held-out questions solved at least once (pass@k)."""
+    num_questions: int
+    """Held-out questions asked."""
+    num_generations: int
+    """Completions per question (k)."""
+    completion_length_mean_tokens: float
+    """Mean length of a completion."""
+    truncated_fraction: float
+    """Share of completions that reached ``max_completion_length`` without an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostReport(StageReport):
+    """Everything paid since the start of the run, over stops and resumes."""
+
+    stage: ClassVar[str] = "cost"
+    train_tokens: int
+    """Tokens generated for training."""
+    reference_tokens: int
+    """Tokens generated for reference questions."""
+    evaluation_tokens: int
+    """Tokens generated for evaluation."""
+    train_rollouts: int
+    """Completions generated for training."""
+    reference_rollouts: int
+    """Completions generated for reference questions."""
+    evaluation_rollouts: int
+    """Completions generated for evaluation."""
+    total_seconds: float
+    """Wall-clock since the start, evaluation included."""
+    training_seconds: float
+    """Wall-clock since the start without evaluation and checkpoints: what time to target is counted in."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeReport(StageReport):
+    """Where the step's wall-clock went."""
+
+    stage: ClassVar[str] = "time"
+    step_seconds: float
+    """The whole step."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Per stage: ``references_seconds``, ``predict_seconds``, ``select_seconds``, ``generate_seconds``,
+    ``score_seconds``,
+    ``replay_seconds``, ``update_seconds``, ``evaluate_seconds``, ``checkpoint_seconds`` and the rest,
+    ``other_seconds``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One row of the metrics: step 0 is the evaluation before training."""
+
+    step: int
+    """Training steps done, this one included."""
+    max_steps: int
+    stages: tuple[StageReport, ...]
+
+    def metrics(self) -> dict[str, MetricValue]:
+        """Give the flat row: ``step`` and ``stage/figure``."""
+        row: dict[str, MetricValue] = {"step": self.step}
+        for stage in self.stages:
+            row.update(stage.metrics())
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What is known when a run starts."""
+
+    name: str
+    run_folder: Path
+    device: str
+    num_parameters: int
+    num_train_questions: int
+    num_evaluation_questions: int
+    left_out: Mapping[str, int]
+    """Questions that were left out, counted by reason."""
+    arithmetic: BatchArithmetic
+    first_step: int
+    """0, or the step of the checkpoint that is resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A new plan."""
+
+    step: int
+    """The first step that the plan serves."""
+    question_ids: tuple[str, ...]
+    """The chosen questions in the order in which they are asked."""
+    reused_reference_ids: tuple[str, ...]
+    estimate: SuccessEstimate
+    """Restricted to the chosen questions."""
+    figures: EstimateReport
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsReport:
+    """Groups that were answered and scored, or replayed."""
+
+    step: int
+    groups: tuple[Group, ...]
+    prompts: Mapping[str, str]
+    """Prompt text by question id."""
+    answers: Mapping[str, str]
+    """Gold answer by question id."""
+    is_replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run ended; ``dteframe run --json`` prints it."""
+
+    name: str
+    run_folder: Path
+    steps: int
+    success_rate_before: float | None
+    """Held-out success rate before training."""
+    success_rate_after: float | None
+    """Held-out success rate at the end."""
+    informative_fraction: float | None
+    """Share of informative groups among all fresh groups."""
+    reference_pearson: float | None
+    """Mean over plans of the correlation of predictions with the references measured next."""
+    seconds_by_stage: Mapping[str, float]
+    tokens_by_purpose: Mapping[str, int]
+    left_out: Mapping[str, int]
+    warnings: tuple[str, ...]

@@ -1,0 +1,1 @@
+"""Built-in rollouts, one file each."""

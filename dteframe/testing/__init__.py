@@ -1,0 +1,1 @@
+"""The promises that plugins keep, and small fakes to check them with."""
