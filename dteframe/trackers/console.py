@@ -1,0 +1,212 @@
+"""Show a run on stderr: bars and a table of steps on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Mapping
+from typing import Literal, final
+
+from pydantic import Field
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from dteframe.contracts import Component, Context, Tracker, TrackerConfig
+from dteframe.hookspecs import hookimpl
+from dteframe.reports import EvaluationReport, MetricValue, RunReport, RunSummary, StepReport
+
+COLUMNS = ("step", "reward", "success", "informative", "estimator r", "loss", "length", "seconds", "left")
+WIDTHS = (9, 8, 8, 11, 11, 10, 7, 8, 8)
+ROWS_PER_HEADER = 20
+SECONDS_BETWEEN_PROGRESS_LINES = 10.0
+"""Without a terminal: long enough that a log is readable, short enough that nobody thinks it hangs."""
+
+
+class ConsoleConfig(TrackerConfig):
+    """Options of ``console``."""
+
+    type: Literal["console"] = "console"
+    every: int = Field(default=1, ge=1)
+    """Print the row of every n-th step; the first, the last, evaluations and warnings are always printed."""
+
+
+@final
+class Console(Tracker):
+    """Progress, a row per step and a summary on stderr."""
+
+    config: ConsoleConfig
+
+    def __init__(self, config: ConsoleConfig, context: Context) -> None:
+        """Prepare the bars; they appear with the first thing to show."""
+        super().__init__(config, context)
+        self._console = RichConsole(stderr=True, highlight=False, markup=False, emoji=False)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,  # stdout is data and must not pass through the terminal's bars
+            disable=not self._console.is_terminal,
+        )
+        self._work: TaskID | None = None
+        self._run: TaskID | None = None
+        self._last_progress_line = time.monotonic()
+        self._num_rows = 0
+        self._first_step = 0
+        self._seconds_here = 0.0
+        self._estimator_correlation: MetricValue | None = None
+
+    @hookimpl
+    def dteframe_run_started(self, run: RunReport) -> None:
+        """Say what runs where."""
+        self._first_step = run.first_step
+        size = f"{run.num_parameters / 1e6:.3g}M parameters on {run.device}"
+        questions = (
+            f"{run.num_train_questions} training and {run.num_evaluation_questions} held-out questions"
+        )
+        self._say(f"{run.name}: {size}; {questions}")
+        if run.left_out:
+            self._say(f"left out: {_counts(run.left_out)}")
+        if run.first_step > 0:
+            self._say(f"resumed after step {run.first_step}")
+        self._show_bars()
+        steps = run.arithmetic.max_steps
+        self._run = self._bars.add_task("steps", total=steps, completed=run.first_step, left="")
+
+    @hookimpl
+    def dteframe_progress(self, what: str, done: int, total: int) -> None:
+        """Show how far long work is: a bar, or a line now and then."""
+        if self._console.is_terminal:
+            self._show_bars()
+            if self._work is None:
+                self._work = self._bars.add_task(what, total=total, left="")
+            self._bars.update(self._work, description=what, completed=done, total=total, visible=done < total)
+        elif (now := time.monotonic()) - self._last_progress_line >= SECONDS_BETWEEN_PROGRESS_LINES:
+            self._last_progress_line = now
+            self._say(f"{what}: {done} of {total}")
+
+    @hookimpl
+    def dteframe_warned(self, message: str) -> None:
+        """Pass a warning on at once."""
+        self._say(f"warning: {message}", style="yellow")
+
+    @hookimpl
+    def dteframe_evaluated(self, step: int, evaluation: EvaluationReport) -> None:
+        """Print the held-out success rate."""
+        self._say(
+            f"held-out at step {step}: success rate {evaluation.success_rate:.3f}"
+            f" +- {evaluation.standard_error:.3f}, solved {evaluation.solved_fraction:.3f}"
+            f" ({evaluation.num_questions} questions x {evaluation.num_generations},"
+            f" {evaluation.completion_length_mean_tokens:.1f} tokens each)",
+            style="bold",
+        )
+
+    @hookimpl
+    def dteframe_step_finished(self, report: StepReport) -> None:
+        """Move the bar and print the step's row."""
+        row = report.metrics()
+        if report.step > 0:
+            self._seconds_here += row.get("time/step_seconds", 0.0)
+        self._estimator_correlation = row.get("estimate/reference_pearson", self._estimator_correlation)
+        left = self._left(report)
+        if self._run is not None:
+            self._bars.update(self._run, completed=report.step, left=f"{left} left" if left else "")
+        if report.step == 0:
+            return
+        is_edge = report.step in (self._first_step + 1, report.max_steps)
+        if is_edge or report.step % self.config.every == 0:
+            self._print_row(report, row, left)
+
+    @hookimpl
+    def dteframe_run_finished(self, summary: RunSummary) -> None:
+        """Take the bars away and print what the run came to."""
+        self._bars.stop()
+        atexit.unregister(self._bars.stop)
+        lines = _summary_lines(summary)
+        width = max(len(title) for title, _ in lines)
+        self._say("")
+        self._say(f"{summary.name}: {summary.steps} steps", style="bold")
+        for title, text in lines:
+            self._say(f"  {title:<{width}}  {text}")
+
+    def _print_row(self, report: StepReport, row: Mapping[str, MetricValue], left: str) -> None:
+        if self._num_rows % ROWS_PER_HEADER == 0:
+            self._say(_cells(COLUMNS), style="dim")
+        self._num_rows += 1
+        values = (
+            f"{report.step}/{report.max_steps}",
+            _number(row.get("answer/reward_mean"), ".3f"),
+            _number(row.get("answer/success_rate"), ".3f"),
+            _number(row.get("answer/informative_fraction"), ".2f"),
+            _number(self._estimator_correlation, ".2f"),
+            _number(row.get("update/loss"), ".2e"),
+            _number(row.get("answer/completion_length_mean_tokens"), ".1f"),
+            _number(row.get("time/step_seconds"), ".2f"),
+            left,
+        )
+        self._say(_cells(values))
+
+    def _left(self, report: StepReport) -> str:
+        """Estimate the time left from the mean of the steps since this process began; empty at first."""
+        done = report.step - self._first_step
+        return _duration(self._seconds_here / done * (report.max_steps - report.step)) if done > 0 else ""
+
+    def _show_bars(self) -> None:
+        if self._console.is_terminal and not self._bars.live.is_started:
+            self._bars.start()
+            # No hook tells of a run that fails: the cursor comes back when the process ends.
+            atexit.register(self._bars.stop)
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, soft_wrap=True)
+
+
+def _summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
+    """Give title and text of every line of the summary."""
+    before, after = summary.success_rate_before, summary.success_rate_after
+    gain = f" ({after - before:+.3f})" if before is not None and after is not None else ""
+    lines = [
+        ("held-out success rate", f"{_number(before, '.3f')} before, {_number(after, '.3f')} after{gain}"),
+        ("informative groups", _number(summary.informative_fraction, ".1%")),
+        ("estimator correlation", f"{_number(summary.reference_pearson, '.2f')} with measured success rates"),
+        ("tokens generated", _counts(summary.tokens_by_purpose)),
+        ("questions left out", _counts(summary.left_out)),
+        ("warnings", str(len(summary.warnings))),
+        *(("", message) for message in summary.warnings),
+    ]
+    total = sum(summary.seconds_by_stage.values())
+    by_length = sorted(summary.seconds_by_stage.items(), key=lambda item: (-item[1], item[0]))
+    lines.append(("seconds", f"{total:.1f} in all"))
+    lines += [
+        ("", f"{seconds:9.1f}  {seconds / total:6.1%}  {stage}") for stage, seconds in by_length if seconds
+    ]
+    lines.append(("policy", str(summary.run_folder / "policy")))
+    return lines
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _number(value: MetricValue | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _cells(values: tuple[str, ...]) -> str:
+    return " ".join(f"{value:>{width}}" for value, width in zip(values, WIDTHS, strict=True))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+@hookimpl
+def dteframe_components() -> list[type[Component]]:
+    """Give the plugin classes of this module."""
+    return [Console]

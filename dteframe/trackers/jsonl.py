@@ -1,0 +1,204 @@
+"""Write metrics, rollouts and selections as JSON lines: the record of the run that everything else reads.
+
+A number that is not finite is written as null, which nothing else is; the first of each name is warned of.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Literal, final
+
+import numpy as np
+from pydantic import Field
+
+from dteframe.contracts import Component, Context, Tracker, TrackerConfig
+from dteframe.errors import ResumeError
+from dteframe.hookspecs import hookimpl
+from dteframe.records import Group, JsonValue, State
+from dteframe.reports import GroupsReport, PlanReport, RunReport, RunSummary, StepReport
+
+FILE_NAMES = ("metrics.jsonl", "rollouts.jsonl", "selections.jsonl")
+
+
+class JsonlConfig(TrackerConfig):
+    """Options of ``jsonl``."""
+
+    type: Literal["jsonl"] = "jsonl"
+    rollouts: Literal["all", "fresh", "none"] = "all"
+    """Groups written to rollouts.jsonl: all; fresh training groups alone, without reference, evaluation and
+    replayed ones; or none."""
+    rollouts_every: int = Field(default=1, ge=1)
+    """Write the rollouts of every n-th step, step 0 included."""
+
+
+@final
+class Jsonl(Tracker):
+    """Metrics, rollouts and selections as JSON lines; always on."""
+
+    config: JsonlConfig
+
+    def __init__(self, config: JsonlConfig, context: Context) -> None:
+        """Open nothing yet: the files may be cut first."""
+        super().__init__(config, context)
+        self._files: dict[str, BinaryIO] = {}
+        self._is_continued = False
+        self._warned_of: set[str] = set()
+
+    @hookimpl
+    def dteframe_run_started(self, run: RunReport) -> None:
+        """Start with empty files unless a checkpoint said how much of them counts."""
+        if self._is_continued:
+            return
+        leftovers = [name for name in FILE_NAMES if self._size(name) > 0]
+        if leftovers:
+            self._cut(dict.fromkeys(FILE_NAMES, 0))
+            names = ", ".join(leftovers)
+            self.context.warn(f"{names}: rows of a run without a checkpoint were there; they are replaced")
+
+    @hookimpl
+    def dteframe_plan_made(self, plan: PlanReport) -> None:
+        """Write one row per plan to selections.jsonl."""
+        where = {name: index for index, name in enumerate(plan.estimate.question_ids)}
+        order = [where[name] for name in plan.question_ids]
+        row = {
+            "step": plan.step,
+            "question_ids": list(plan.question_ids),
+            "predicted_success_rates": plan.estimate.mean[order].tolist(),
+            "evidence_rollouts": plan.estimate.evidence[order].tolist(),
+            "reused_reference_ids": list(plan.reused_reference_ids),
+            **plan.figures.metrics(),
+        }
+        self._write("selections.jsonl", row)
+
+    @hookimpl
+    def dteframe_groups_scored(self, groups: GroupsReport) -> None:
+        """Write one row per group to rollouts.jsonl; of a replayed group only which one it is."""
+        if self.config.rollouts == "none" or groups.step % self.config.rollouts_every:
+            return
+        for group in groups.groups:
+            if groups.is_replayed:
+                if self.config.rollouts == "all":
+                    self._write("rollouts.jsonl", _group_name(groups, group))
+            elif self.config.rollouts == "all" or group.purpose == "train":
+                row = {
+                    **_group_name(groups, group),
+                    "prompt": groups.prompts[group.question_id],
+                    "answer": groups.answers[group.question_id],
+                    "completions": [_completion(group, index) for index in range(group.trials)],
+                }
+                self._write("rollouts.jsonl", row)
+
+    @hookimpl
+    def dteframe_step_finished(self, report: StepReport) -> None:
+        """Write the row of metrics.jsonl, and let readers see everything up to this step."""
+        self._write("metrics.jsonl", report.metrics())
+        for file in self._files.values():
+            file.flush()
+
+    @hookimpl
+    def dteframe_run_finished(self, summary: RunSummary) -> None:
+        """Close the files."""
+        self._close()
+
+    def state_dict(self) -> State:
+        """Bring the files to the disk and give their lengths in bytes."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {"bytes": {name: self._size(name) for name in FILE_NAMES}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Cut the files back to the checkpoint's lengths, so that no step is there twice.
+
+        Raises:
+            ResumeError: a file is shorter than it was at the checkpoint, and so has lost rows.
+        """
+        self._cut(state["bytes"])
+        self._is_continued = True
+
+    def _size(self, name: str) -> int:
+        path = self.context.run_folder / name
+        return path.stat().st_size if path.exists() else 0
+
+    def _cut(self, lengths: Mapping[str, int]) -> None:
+        self._close()
+        for name, length in lengths.items():
+            size = self._size(name)
+            path = self.context.run_folder / name
+            if size < length:
+                raise ResumeError(
+                    f"{path}: has {size} bytes but had {length} at the checkpoint: rows were lost; "
+                    "restore the file or start a new run"
+                )
+            if size > length:
+                os.truncate(path, length)
+
+    def _write(self, name: str, row: Mapping[str, JsonValue]) -> None:
+        if name not in self._files:
+            # Kept open from one hook to the next; closed by dteframe_run_finished.
+            self._files[name] = (self.context.run_folder / name).open("ab")
+        not_finite: list[str] = []
+        line = json.dumps(_finite(row, "", not_finite), ensure_ascii=False, allow_nan=False)
+        self._files[name].write(line.encode("utf-8", "backslashreplace") + b"\n")
+        for key in dict.fromkeys(not_finite):
+            if (where := f"{name}: {key}") not in self._warned_of:
+                self._warned_of.add(where)
+                step = row["step"]
+                self.context.warn(
+                    f"{where} is not finite at step {step}; it is written as null, here and later"
+                )
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+def _group_name(groups: GroupsReport, group: Group) -> dict[str, JsonValue]:
+    """Say which group it is and how it did."""
+    return {
+        "step": groups.step,
+        "purpose": group.purpose,
+        "is_replayed": groups.is_replayed,
+        "question_id": group.question_id,
+        "policy_version": group.policy_version,
+        "successes": group.successes,
+        "trials": group.trials,
+    }
+
+
+def _completion(group: Group, index: int) -> dict[str, JsonValue]:
+    """Give one completion with everything known of it but its tokens."""
+    completion = group.completions[index]
+    return {
+        "text": completion.text,
+        "reward": float(group.rewards[index]),
+        "reward_parts": {name: float(scores[index]) for name, scores in group.reward_parts.items()},
+        "num_tokens": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def _finite(value: JsonValue, key: str, not_finite: list[str]) -> JsonValue:
+    """Copy a JSON value with null for every number that is not finite, and note their keys."""
+    if isinstance(value, Mapping):
+        return {
+            name: _finite(item, f"{key}.{name}" if key else name, not_finite) for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_finite(item, key, not_finite) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        not_finite.append(key)
+        return None
+    return value
+
+
+@hookimpl
+def dteframe_components() -> list[type[Component]]:
+    """Give the plugin classes of this module."""
+    return [Jsonl]
