@@ -51,8 +51,8 @@ class EstimateReport(StageReport):
     """Mean squared difference of the same."""
     mean_success_rate: float
     """Mean predicted success rate over the pool."""
-    selected_mean_success_rate: float
-    """Mean predicted success rate of the questions chosen."""
+    selected_mean_success_rate: float | None
+    """Mean predicted success rate of the questions chosen; None where reused references fill the plan."""
     num_selected: int
     """Questions chosen for this plan."""
     num_reused_references: int

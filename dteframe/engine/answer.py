@@ -1,0 +1,102 @@
+"""Ask questions: generate completions, score them, count them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dteframe.engine import calls
+from dteframe.engine.setup import Setup
+from dteframe.records import Group, Observation, Prompt, Purpose, Question, Sampling
+from dteframe.reports import GroupsReport
+
+
+def answer(
+    setup: Setup, question_ids: Sequence[str], purpose: Purpose, step: int, rng: np.random.Generator
+) -> tuple[Group, ...]:
+    """Roll out questions with the present policy: one group each, in the order of ``question_ids``.
+
+    The policy of step t has t - 1 steps behind it; the evaluation at step t comes after the step's update.
+    """
+    sampling, num_generations = _how(setup, purpose)
+    asked = [_question(setup, question_id) for question_id in question_ids]
+    with setup.meter.stage(
+        {"train": "generate", "reference": "references", "evaluation": "evaluate"}[purpose]
+    ):
+        prompts: list[Prompt] = [setup.prompts[question_id] for question_id in question_ids]
+        answers = calls.generate(setup.parts.rollout, prompts, num_generations, sampling, rng)
+    groups = []
+    with setup.meter.stage({"train": "score", "reference": "references", "evaluation": "evaluate"}[purpose]):
+        for question, prompt, completions in zip(asked, prompts, answers, strict=True):
+            parts = {
+                name: calls.score(reward, question, completions)
+                for name, reward in named_rewards(setup).items()
+            }
+            weights = [reward.config.weight for reward in setup.parts.rewards]
+            total = sum(weight * scores for weight, scores in zip(weights, parts.values(), strict=True))
+            verdicts = next(iter(parts.values())) >= setup.recipe.training.success_threshold
+            group = Group(
+                question_id=question.id,
+                prompt_token_ids=prompt.token_ids,
+                completions=tuple(completions),
+                rewards=np.asarray(total, dtype=np.float64),
+                successes=int(verdicts.sum()),
+                policy_version=step if purpose == "evaluation" else step - 1,
+                purpose=purpose,
+                reward_parts=parts,
+            )
+            groups.append(group)
+    setup.meter.charge(groups)
+    tell(setup, step, groups, is_replayed=False)
+    return tuple(groups)
+
+
+def observation_of(groups: Sequence[Group], purpose: Purpose) -> Observation:
+    """Sum up what was measured, for the estimator; ``groups`` is not empty."""
+    return Observation(
+        question_ids=tuple(group.question_id for group in groups),
+        successes=np.array([group.successes for group in groups], dtype=np.int64),
+        trials=np.array([group.trials for group in groups], dtype=np.int64),
+        policy_version=groups[0].policy_version,
+        purpose=purpose,
+    )
+
+
+def tell(setup: Setup, step: int, groups: Sequence[Group], *, is_replayed: bool) -> None:
+    """Show groups to those who watch."""
+    questions = {group.question_id: _question(setup, group.question_id) for group in groups}
+    report = GroupsReport(
+        step=step,
+        groups=tuple(groups),
+        prompts={name: _prompt_text(question) for name, question in questions.items()},
+        answers={name: question.answer for name, question in questions.items()},
+        is_replayed=is_replayed,
+    )
+    setup.hooks.hook.dteframe_groups_scored(groups=report)
+
+
+def named_rewards(setup: Setup) -> Mapping[str, calls.Reward]:
+    """Name each reward by its type, and by its place too where a type stands twice."""
+    types = [reward.config.type for reward in setup.parts.rewards]
+    names = [name if types.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(types)]
+    return dict(zip(names, setup.parts.rewards, strict=True))
+
+
+def _how(setup: Setup, purpose: Purpose) -> tuple[Sampling, int]:
+    training = setup.recipe.training
+    if purpose != "evaluation":
+        return setup.sampling, training.num_generations
+    temperature = training.evaluation_temperature or setup.sampling.temperature
+    return replace(setup.sampling, temperature=temperature), training.num_generations_eval
+
+
+def _question(setup: Setup, question_id: str) -> Question:
+    return setup.pool.train.get(question_id) or setup.pool.evaluation[question_id]
+
+
+def _prompt_text(question: Question) -> str:
+    if isinstance(question.prompt, str):
+        return question.prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in question.prompt)

@@ -1,0 +1,194 @@
+"""Call a component and hold it to its contract: what it gives is checked before anything is built on it.
+
+An exception of the component passes unchanged, with a note that names the component and its file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from dteframe.contracts import Component, Estimator, Objective, Replay, Reward, Rollout, Selector
+from dteframe.errors import PluginError
+from dteframe.records import Completion, Group, Prompt, Question, Sampling, Selection, SuccessEstimate
+
+
+def label(component: Component) -> str:
+    """Name a component as people know it: ``plugins/hardest_first.py: selector 'hardest_first'``."""
+    path = Path(inspect.getfile(type(component)))
+    here = Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return f"{shown}: {component.kind} {component.config.type!r}"
+
+
+@contextmanager
+def running(component: Component) -> Iterator[None]:
+    """Add to whatever the component raises which component it was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while running {label(component)}")
+        raise
+
+
+def references(
+    estimator: Estimator, rng: np.random.Generator, known: Mapping[str, object]
+) -> tuple[str, ...]:
+    """Ask which questions to roll out before the next prediction."""
+    with running(estimator):
+        question_ids = tuple(estimator.references(rng))
+    _check_ids(estimator, "references()", question_ids, known)
+    return question_ids
+
+
+def predict(estimator: Estimator, policy_version: int, known: Mapping[str, object]) -> SuccessEstimate:
+    """Ask for the success rate of every question of the pool."""
+    with running(estimator):
+        estimate = estimator.predict(policy_version)
+    _check_ids(estimator, "predict()", estimate.question_ids, known, count=len(known))
+    for name, values in (("mean", estimate.mean), ("evidence", estimate.evidence)):
+        shape = np.shape(values)
+        if shape != (len(known),):
+            raise _broken(estimator, f"predict() gave {name} of shape {shape} for {len(known)} questions")
+    wrong = ~((estimate.mean >= 0) & (estimate.mean <= 1))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise _broken(
+            estimator,
+            f"predict() gave success rate {float(estimate.mean[first])!r} for question "
+            f"{estimate.question_ids[first]!r}; success rates lie in [0, 1]",
+        )
+    if not (estimate.evidence >= 0).all():
+        first = int(np.argmax(~(estimate.evidence >= 0)))
+        raise _broken(
+            estimator,
+            f"predict() gave evidence {float(estimate.evidence[first])!r} for question "
+            f"{estimate.question_ids[first]!r}; evidence is 0 or more",
+        )
+    return estimate
+
+
+def select(
+    selector: Selector, estimate: SuccessEstimate, count: int, rng: np.random.Generator
+) -> tuple[str, ...]:
+    """Ask for the next questions."""
+    with running(selector):
+        selection: Selection = selector.select(estimate, count, rng)
+    known = dict.fromkeys(estimate.question_ids)
+    _check_ids(selector, "select()", selection.question_ids, known, count=count)
+    return tuple(selection.question_ids)
+
+
+def draw(
+    replay: Replay, count: int, policy_version: int, excluded: frozenset[str], rng: np.random.Generator
+) -> tuple[Group, ...]:
+    """Ask for earlier groups."""
+    with running(replay):
+        groups = tuple(replay.draw(count, policy_version, excluded, rng))
+    ids = [group.question_id for group in groups]
+    if len(groups) > count:
+        raise _broken(replay, f"draw() gave {len(groups)} groups where at most {count} were asked for")
+    twice = _first_repeated(ids)
+    if twice is not None:
+        raise _broken(replay, f"draw() gave question {twice!r} twice; its groups are of distinct questions")
+    if clash := sorted(excluded.intersection(ids)):
+        raise _broken(replay, f"draw() gave question {clash[0]!r}, which is trained fresh in this step")
+    return groups
+
+
+def generate(
+    rollout: Rollout,
+    prompts: Sequence[Prompt],
+    num_generations: int,
+    sampling: Sampling,
+    rng: np.random.Generator,
+) -> Sequence[Sequence[Completion]]:
+    """Ask for completions."""
+    with running(rollout):
+        answers = rollout.generate(prompts, num_generations, sampling, rng)
+    if len(answers) != len(prompts):
+        raise _broken(rollout, f"generate() answered {len(answers)} of {len(prompts)} prompts")
+    for prompt, completions in zip(prompts, answers, strict=True):
+        where = f"generate() gave question {prompt.question_id!r}"
+        if len(completions) != num_generations:
+            raise _broken(
+                rollout, f"{where} {len(completions)} completions where {num_generations} were asked for"
+            )
+        for completion in completions:
+            length, num_logprobs = len(completion.token_ids), len(completion.behaviour_logprobs)
+            if not 1 <= length <= sampling.max_completion_length:
+                raise _broken(rollout, f"{where} a completion of {length} tokens; there may be 1 to "
+                              f"{sampling.max_completion_length}")  # fmt: skip
+            if num_logprobs != length:
+                raise _broken(rollout, f"{where} {num_logprobs} log-probs for {length} tokens")
+            if not np.isfinite(completion.behaviour_logprobs).all():
+                raise _broken(rollout, f"{where} a log-prob that is not finite")
+    return answers
+
+
+def score(
+    reward: Reward, question: Question, completions: Sequence[Completion]
+) -> Float[np.ndarray, "group"]:
+    """Ask for the scores of one question's completions."""
+    with running(reward):
+        scores = np.asarray(reward.score(question, completions), dtype=np.float64)
+    if scores.shape != (len(completions),):
+        raise _broken(
+            reward,
+            f"score() gave shape {scores.shape} for the {len(completions)} completions "
+            f"of question {question.id!r}",
+        )
+    if not np.isfinite(scores).all():
+        bad = float(scores[~np.isfinite(scores)][0])
+        raise _broken(reward, f"score() gave {bad!r} for question {question.id!r}; scores are finite")
+    return scores
+
+
+def advantages(objective: Objective, group: Group) -> Float[np.ndarray, "group"]:
+    """Ask what each rollout of a group is worth."""
+    with running(objective):
+        values = np.asarray(objective.advantages(group.rewards), dtype=np.float64)
+    if values.shape != (group.trials,):
+        raise _broken(
+            objective, f"advantages() gave shape {values.shape} for the {group.trials} rollouts of a group"
+        )
+    if not np.isfinite(values).all():
+        raise _broken(objective, f"advantages() of question {group.question_id!r} are not finite")
+    return values
+
+
+def _check_ids(
+    component: Component,
+    method: str,
+    question_ids: Sequence[str],
+    known: Mapping[str, object],
+    count: int | None = None,
+) -> None:
+    """Refuse unknown and repeated ids and, where ``count`` is given, another number of them."""
+    rule = f"{method} must give {count} distinct ids" if count is not None else f"{method} gives distinct ids"
+    unknown = next((question_id for question_id in question_ids if question_id not in known), None)
+    if unknown is not None:
+        raise _broken(component, f"returned the unknown question {unknown!r}; {rule} of the pool")
+    twice = _first_repeated(question_ids)
+    if twice is not None:
+        raise _broken(component, f"returned question {twice!r} twice; {rule}")
+    if count is not None and len(question_ids) != count:
+        raise _broken(component, f"returned {len(question_ids)} questions; {rule}")
+
+
+def _first_repeated(question_ids: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    for question_id in question_ids:
+        if question_id in seen:
+            return question_id
+        seen.add(question_id)
+    return None
+
+
+def _broken(component: Component, what: str) -> PluginError:
+    return PluginError(f"{label(component)} {what}")

@@ -1,0 +1,139 @@
+"""Checkpoints: everything that a run needs to go on, in a folder that is either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from dteframe.contracts import Component, Policy
+from dteframe.engine import calls
+from dteframe.engine.progress import Progress
+from dteframe.engine.setup import Setup
+from dteframe.engine.state_files import read_state, write_state
+from dteframe.errors import ResumeError
+
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(setup: Setup, progress: Progress) -> Path:
+    """Write ``checkpoints/step_000040``: into a folder beside it first, then renamed."""
+    folder = setup.context.run_folder / "checkpoints" / f"step_{progress.step:06d}"
+    fresh = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_policy(setup.policy, fresh / "policy")
+    write_state(fresh, "learner", setup.learner.state_dict())
+    write_state(fresh, "components", _component_states(setup))
+    write_state(fresh, "progress", {"progress": progress.state_dict(), "meter": setup.meter.state_dict()})
+    files = sorted(path for path in fresh.rglob("*") if path.is_file())
+    manifest = {
+        str(path.relative_to(fresh)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in files
+    }
+    (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in [*files, fresh / MANIFEST, fresh / "policy", fresh]:
+        _to_disk(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+    _to_disk(folder.parent)
+    return folder
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write weights as safetensors, configuration and tokenizer: a folder that plain transformers loads."""
+    policy.module.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """Find the newest whole checkpoint; damaged ones are passed over with a warning."""
+    for folder in sorted((run_folder / "checkpoints").glob("step_*"), reverse=True):
+        damage = _damage(folder)
+        if damage is None:
+            return folder
+        warn(f"{folder}: {damage}; using the checkpoint before it")
+    return None
+
+
+def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
+    """Put everything back as it was when the checkpoint was written."""
+    _load_weights(setup.policy, folder / "policy")
+    setup.learner.load_state_dict(read_state(folder, "learner"))
+    states = read_state(folder, "components")
+    for name, component in _stateful(setup).items():
+        if name not in states:
+            raise ResumeError(
+                f"{folder}: has no state of {calls.label(component)}; the recipe must have changed"
+            )
+        with calls.running(component):
+            component.load_state_dict(states[name])
+    state = read_state(folder, "progress")
+    progress.load_state_dict(state["progress"])
+    setup.meter.load_state_dict(state["meter"])
+    setup.parts.rollout.sync(setup.policy)
+
+
+def _stateful(setup: Setup) -> Mapping[str, Component]:
+    parts = setup.parts
+    named: dict[str, Component] = {
+        "estimator": parts.estimator,
+        "selector": parts.selector,
+        "replay": parts.replay,
+        "rollout": parts.rollout,
+        "objective": parts.objective,
+    }
+    named |= {f"reward.{place}": reward for place, reward in enumerate(parts.rewards)}
+    return named | {f"tracker.{tracker.config.type}": tracker for tracker in parts.trackers}
+
+
+def _component_states(setup: Setup) -> dict[str, Any]:
+    states = {}
+    for name, component in _stateful(setup).items():
+        with calls.running(component):
+            states[name] = component.state_dict()
+    return states
+
+
+def _load_weights(policy: Policy, folder: Path) -> None:
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=policy.module.dtype, local_files_only=True)
+    with torch.no_grad():
+        policy.module.load_state_dict(saved.state_dict())
+
+
+def _damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    for name, expected in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes where {expected['bytes']} were written"
+        if _sha256(path) != expected["sha256"]:
+            return f"{name} is not what was written (its sha256 differs)"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""What a run has paid: tokens and rollouts by purpose, seconds by stage. Nothing is free."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dteframe.records import Group, State
+from dteframe.reports import CostReport, TimeReport
+
+NOT_TRAINING = ("evaluate", "checkpoint")
+"""Stages that time to target does not count."""
+
+
+class Meter:
+    """Counts since the start of the run; its counts survive a checkpoint."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.tokens: Counter[str] = Counter()
+        self.rollouts: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        """Since the start of the run, by stage, ``other`` included."""
+        self._step_seconds: Counter[str] = Counter()
+        self._step_began = time.perf_counter()
+
+    def charge(self, groups: Sequence[Group]) -> None:
+        """Count what was generated, under its purpose."""
+        for group in groups:
+            self.tokens[group.purpose] += group.num_tokens
+            self.rollouts[group.purpose] += group.trials
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; stages are not nested."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._step_seconds[name] += time.perf_counter() - began
+
+    def close_step(self) -> TimeReport:
+        """End the step's times, add them to the run's, and begin the next step's."""
+        now = time.perf_counter()
+        whole = now - self._step_began
+        self._step_seconds["other"] = whole - self._step_seconds.total()
+        figures = {f"{stage}_seconds": seconds for stage, seconds in self._step_seconds.items()}
+        self.seconds.update(self._step_seconds)
+        self._step_seconds = Counter()
+        self._step_began = now
+        return TimeReport(step_seconds=whole, figures=figures)
+
+    def costs(self) -> CostReport:
+        """Sum up everything paid up to the last closed step."""
+        return CostReport(
+            train_tokens=self.tokens["train"],
+            reference_tokens=self.tokens["reference"],
+            evaluation_tokens=self.tokens["evaluation"],
+            train_rollouts=self.rollouts["train"],
+            reference_rollouts=self.rollouts["reference"],
+            evaluation_rollouts=self.rollouts["evaluation"],
+            total_seconds=self.seconds.total(),
+            training_seconds=self.seconds.total() - sum(self.seconds[stage] for stage in NOT_TRAINING),
+        )
+
+    def state_dict(self) -> State:
+        """Give the counts."""
+        return {"tokens": dict(self.tokens), "rollouts": dict(self.rollouts), "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the counts of a checkpoint."""
+        self.tokens = Counter(state["tokens"])
+        self.rollouts = Counter(state["rollouts"])
+        self.seconds = Counter(state["seconds"])

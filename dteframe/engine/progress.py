@@ -1,0 +1,70 @@
+"""What changes while a run goes, apart from the parts themselves; all of it is on the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dteframe.engine.plan import Plan
+from dteframe.records import State
+from dteframe.reports import AnswerReport, EstimateReport, EvaluationReport, StepReport
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is, and the sums that its summary is made of."""
+
+    step: int = 0
+    """Training steps done; the policy's version."""
+    plan: Plan | None = None
+    success_rate_before: float | None = None
+    success_rate_after: float | None = None
+    informative_groups: float = 0.0
+    fresh_groups: int = 0
+    reference_pearsons: list[float] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def note(self, report: StepReport) -> None:
+        """Add a finished step to the sums."""
+        for stage in report.stages:
+            if isinstance(stage, AnswerReport):
+                self.informative_groups += stage.informative_fraction * stage.num_groups
+                self.fresh_groups += stage.num_groups
+            elif isinstance(stage, EstimateReport) and stage.reference_pearson is not None:
+                self.reference_pearsons.append(stage.reference_pearson)
+            elif isinstance(stage, EvaluationReport):
+                if report.step == 0:
+                    self.success_rate_before = stage.success_rate
+                self.success_rate_after = stage.success_rate
+
+    @property
+    def informative_fraction(self) -> float | None:
+        """Share of informative groups among all fresh groups so far."""
+        return self.informative_groups / self.fresh_groups if self.fresh_groups else None
+
+    @property
+    def reference_pearson(self) -> float | None:
+        """Mean correlation of predictions with the references measured next."""
+        return (
+            sum(self.reference_pearsons) / len(self.reference_pearsons) if self.reference_pearsons else None
+        )
+
+    def state_dict(self) -> State:
+        """Give everything, as JSON values and arrays."""
+        return {
+            "step": self.step,
+            "plan": self.plan.state_dict() if self.plan else None,
+            "success_rate_before": self.success_rate_before,
+            "success_rate_after": self.success_rate_after,
+            "informative_groups": self.informative_groups,
+            "fresh_groups": self.fresh_groups,
+            "reference_pearsons": self.reference_pearsons,
+            "warnings": self.warnings,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.plan = Plan.from_state(state["plan"]) if state["plan"] else None

@@ -1,0 +1,203 @@
+"""A run from its recipe to its last checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pluggy
+import torch
+
+from dteframe.assemble import Parts, assemble
+from dteframe.contracts import Context
+from dteframe.engine import calls
+from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_policy
+from dteframe.engine.encode import encode_with
+from dteframe.engine.evaluate import evaluate
+from dteframe.engine.meter import Meter
+from dteframe.engine.pool import Pool, encode_prompts, make_pool
+from dteframe.engine.progress import Progress
+from dteframe.engine.run_folder import clear_run_folder, open_run_folder
+from dteframe.engine.setup import Setup
+from dteframe.engine.step import training_step
+from dteframe.engine.streams import Streams
+from dteframe.engine.update import Learner, OptimizerSettings
+from dteframe.errors import DataError
+from dteframe.recipe import LoadedRecipe, Recipe
+from dteframe.registry import Registry
+from dteframe.reports import RunReport, RunSummary, StageReport, StepReport
+
+CACHE_VARIABLE = "DTEFRAME_CACHE"
+DEFAULT_CACHE = "~/.cache/dteframe"
+
+
+def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resume: bool) -> RunSummary:
+    """Train as the recipe says, in ``runs_folder/NAME``; ``resume`` goes on from the newest whole checkpoint."""
+    recipe = loaded.recipe
+    folder = runs_folder / recipe.name
+    open_run_folder(folder, recipe, registry, resume=resume)
+    progress = Progress()
+    context = _context(recipe, folder, registry.hooks, progress)
+    parts = assemble(recipe, registry, context)
+    with _listening(parts, registry.hooks):
+        setup = _set_up(recipe, context, parts, registry.hooks)
+        checkpoint = newest_checkpoint(folder, context.warn) if resume else None
+        if checkpoint is not None:
+            load_checkpoint(setup, progress, checkpoint)
+        elif resume:
+            clear_run_folder(folder)
+        registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
+        _train(setup, progress)
+        save_policy(setup.policy, folder / "policy")
+        summary = _summary(setup, progress)
+        registry.hooks.hook.dteframe_run_finished(summary=summary)
+    return summary
+
+
+def _train(setup: Setup, progress: Progress) -> None:
+    """Repeat the step: evaluate, report and checkpoint at their turns, and at the end."""
+    training = setup.recipe.training
+    if progress.step == 0 and training.evaluate_every:
+        _report(setup, progress, [evaluate(setup, 0)])
+    while progress.step < training.max_steps:
+        reports = list(training_step(setup, progress))
+        is_last = progress.step == training.max_steps
+        if training.evaluate_every and (is_last or progress.step % training.evaluate_every == 0):
+            reports.append(evaluate(setup, progress.step))
+        _report(setup, progress, reports)
+        if is_last or (training.checkpoint_every and progress.step % training.checkpoint_every == 0):
+            with setup.meter.stage("checkpoint"):
+                save_checkpoint(setup, progress)
+
+
+def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None:
+    """Close the step's books and tell everybody."""
+    times = setup.meter.close_step()
+    report = StepReport(
+        step=progress.step,
+        max_steps=setup.recipe.training.max_steps,
+        stages=(*stages, times, setup.meter.costs()),
+    )
+    progress.note(report)
+    setup.hooks.hook.dteframe_step_finished(report=report)
+
+
+def _set_up(recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.PluginManager) -> Setup:
+    """Load data and policy, and start the parts: everything that comes before the first step."""
+    training, streams, meter = recipe.training, Streams(recipe.seed), Meter()
+    with meter.stage("load"), calls.running(parts.dataset):
+        questions = parts.dataset.load()
+    rng = streams(0, "hold_out")
+    size = training.evaluation_size if training.evaluate_every else 0
+    pool = make_pool(questions, parts.rewards, size, rng, context.warn)
+    with meter.stage("load"), calls.running(parts.model):
+        policy = parts.model.load(tuple(pool.train.values()))
+    pool, prompts = encode_prompts(pool, policy.tokenizer, training.max_prompt_length, context.warn)
+    _refuse_small_pool(recipe, pool)
+    with meter.stage("embed"), calls.running(parts.estimator):
+        parts.estimator.start(
+            tuple(pool.train.values()), lambda texts: encode_with(policy, texts, context.progress)
+        )
+    with meter.stage("load"), calls.running(parts.rollout):
+        parts.rollout.start(policy)
+    settings = OptimizerSettings.from_training(training)
+    learner = Learner(policy, parts.objective, settings, recipe.rollout.sampling())
+    return Setup(
+        recipe=recipe,
+        arithmetic=recipe.arithmetic(),
+        context=context,
+        parts=parts,
+        pool=pool,
+        prompts=prompts,
+        policy=policy,
+        learner=learner,
+        streams=streams,
+        meter=meter,
+        hooks=hooks,
+    )
+
+
+def _refuse_small_pool(recipe: Recipe, pool: Pool) -> None:
+    arithmetic = recipe.arithmetic()
+    needed = max(arithmetic.questions_per_plan, arithmetic.reference_size)
+    if len(pool.train) < needed:
+        raise DataError(
+            f"a plan asks {arithmetic.questions_per_plan} questions (training.questions_per_step x "
+            f"training.selection_interval) and {arithmetic.reference_size} references, "
+            f"but {len(pool.train)} training questions are left; lower these or give more data"
+        )
+
+
+def _context(recipe: Recipe, folder: Path, hooks: pluggy.PluginManager, progress: Progress) -> Context:
+    cache = Path(os.environ.get(CACHE_VARIABLE, DEFAULT_CACHE)).expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+
+    def warn(message: str) -> None:
+        progress.warnings.append(message)
+        hooks.hook.dteframe_warned(message=message)
+
+    def tell_progress(what: str, done: int, total: int) -> None:
+        hooks.hook.dteframe_progress(what=what, done=done, total=total)
+
+    return Context(
+        cache_folder=cache,
+        run_folder=folder,
+        device=_device(recipe),
+        seed=recipe.seed,
+        progress=tell_progress,
+        warn=warn,
+    )
+
+
+def _device(recipe: Recipe) -> str:
+    wanted = recipe.training.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise DataError("training.device: 'cuda' is asked for and torch sees no GPU; use 'auto' or 'cpu'")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+@contextmanager
+def _listening(parts: Parts, hooks: pluggy.PluginManager) -> Iterator[None]:
+    """Let the trackers hear the hooks while the run goes."""
+    for tracker in parts.trackers:
+        hooks.register(tracker, name=f"tracker {tracker.config.type}")
+    try:
+        yield
+    finally:
+        for tracker in parts.trackers:
+            hooks.unregister(tracker)
+
+
+def _run_report(setup: Setup, progress: Progress) -> RunReport:
+    return RunReport(
+        name=setup.recipe.name,
+        run_folder=setup.context.run_folder,
+        device=setup.context.device,
+        num_parameters=sum(parameter.numel() for parameter in setup.policy.module.parameters()),
+        num_train_questions=len(setup.pool.train),
+        num_evaluation_questions=len(setup.pool.evaluation),
+        left_out=setup.pool.left_out,
+        arithmetic=setup.arithmetic,
+        first_step=progress.step,
+    )
+
+
+def _summary(setup: Setup, progress: Progress) -> RunSummary:
+    costs = setup.meter
+    return RunSummary(
+        name=setup.recipe.name,
+        run_folder=setup.context.run_folder,
+        steps=progress.step,
+        success_rate_before=progress.success_rate_before,
+        success_rate_after=progress.success_rate_after,
+        informative_fraction=progress.informative_fraction,
+        reference_pearson=progress.reference_pearson,
+        seconds_by_stage=dict(costs.seconds),
+        tokens_by_purpose=dict(costs.tokens),
+        left_out=setup.pool.left_out,
+        warnings=tuple(progress.warnings),
+    )

@@ -1,0 +1,107 @@
+"""The folder of a run: its recipe, its manifest, and whether it may be used."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dteframe.errors import ResumeError
+from dteframe.recipe import Recipe
+from dteframe.registry import Registry
+
+RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
+WRITTEN_BY_A_RUN = (
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "selections.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "policy",
+)
+PACKAGES = ("dteframe", "torch", "transformers", "datasets", "numpy", "pydantic", "pluggy", "safetensors")
+CHANGEABLE = ("training.max_steps", "training.checkpoint_every", "training.evaluate_every", "tracker")
+"""Keys that may differ when a run is resumed: they change how long it goes and who is told, not what it does."""
+
+
+def open_run_folder(folder: Path, recipe: Recipe, registry: Registry, *, resume: bool) -> None:
+    """Make the folder, or check that it may be resumed, and write the recipe and the manifest.
+
+    Raises:
+        ResumeError: the folder holds a run already and ``resume`` is off, or its recipe differs in what matters.
+    """
+    written = folder / RECIPE
+    if not resume and written.exists():
+        raise ResumeError(
+            f"{folder}: holds a run already; add --resume to go on with it, or give another name=..."
+        )
+    if resume and written.exists():
+        differences = _differences(written, recipe)
+        if differences:
+            raise ResumeError(
+                f"{folder}: cannot be resumed with another recipe; resume with {written}, "
+                "or give another name=... to start afresh. What differs:\n" + "\n".join(differences)
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    written.write_text(recipe.to_yaml(), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(_manifest(registry), indent=1) + "\n", encoding="utf-8")
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Remove what a run wrote before its first checkpoint, so that it can start over."""
+    for name in WRITTEN_BY_A_RUN:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _manifest(registry: Registry) -> dict[str, Any]:
+    return {
+        "versions": {package: version(package) for package in PACKAGES},
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "plugins": [
+            {
+                "origin": origin.label,
+                "path": str(origin.path) if origin.path else None,
+                "sha256": origin.sha256,
+            }
+            for origin in registry.origins()
+        ],
+    }
+
+
+def _differences(written: Path, recipe: Recipe) -> list[str]:
+    """List the keys that differ: ``training.learning_rate: 0.001 there, 0.01 now``."""
+    before = _flat(yaml.safe_load(written.read_text(encoding="utf-8")))
+    now = _flat(yaml.safe_load(recipe.to_yaml()))
+    schedule = recipe.training.lr_scheduler_type
+    changeable = CHANGEABLE if schedule == "constant" else CHANGEABLE[1:]
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        there, here = before.get(key, "nothing"), now.get(key, "nothing")
+        if there != here and not any(key == name or key.startswith(f"{name}.") for name in changeable):
+            found.append(f"  {key}: {there!r} there, {here!r} now")
+    return found
+
+
+def _flat(value: object, path: str = "") -> dict[str, object]:
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(str(place), item) for place, item in enumerate(value)]
+    else:
+        return {path: value}
+    flat: dict[str, object] = {}
+    for key, item in items:
+        flat |= _flat(item, f"{path}.{key}" if path else key)
+    return flat
