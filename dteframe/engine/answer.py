@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dteframe.contracts import Reward
 from dteframe.engine import calls
 from dteframe.engine.setup import Setup
 from dteframe.records import Group, Observation, Prompt, Purpose, Question, Sampling
@@ -77,7 +78,7 @@ def tell(setup: Setup, step: int, groups: Sequence[Group], *, is_replayed: bool)
     setup.hooks.hook.dteframe_groups_scored(groups=report)
 
 
-def named_rewards(setup: Setup) -> Mapping[str, calls.Reward]:
+def named_rewards(setup: Setup) -> Mapping[str, Reward]:
     """Name each reward by its type, and by its place too where a type stands twice."""
     types = [reward.config.type for reward in setup.parts.rewards]
     names = [name if types.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(types)]

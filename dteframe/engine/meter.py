@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from dteframe.records import Group, State
 from dteframe.reports import CostReport, TimeReport
 
-NOT_TRAINING = ("evaluate", "checkpoint")
+NOT_TRAINING = ("load", "evaluate", "checkpoint")
 """Stages that time to target does not count."""
 
 
@@ -22,9 +22,9 @@ class Meter:
         """Start at zero."""
         self.tokens: Counter[str] = Counter()
         self.rollouts: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         """Since the start of the run, by stage, ``other`` included."""
-        self._step_seconds: Counter[str] = Counter()
+        self._step_seconds: defaultdict[str, float] = defaultdict(float)
         self._step_began = time.perf_counter()
 
     def charge(self, groups: Sequence[Group]) -> None:
@@ -46,15 +46,17 @@ class Meter:
         """End the step's times, add them to the run's, and begin the next step's."""
         now = time.perf_counter()
         whole = now - self._step_began
-        self._step_seconds["other"] = whole - self._step_seconds.total()
+        self._step_seconds["other"] = whole - sum(self._step_seconds.values())
         figures = {f"{stage}_seconds": seconds for stage, seconds in self._step_seconds.items()}
-        self.seconds.update(self._step_seconds)
-        self._step_seconds = Counter()
+        for stage, seconds in self._step_seconds.items():
+            self.seconds[stage] += seconds
+        self._step_seconds.clear()
         self._step_began = now
         return TimeReport(step_seconds=whole, figures=figures)
 
     def costs(self) -> CostReport:
         """Sum up everything paid up to the last closed step."""
+        total = sum(self.seconds.values())
         return CostReport(
             train_tokens=self.tokens["train"],
             reference_tokens=self.tokens["reference"],
@@ -62,8 +64,8 @@ class Meter:
             train_rollouts=self.rollouts["train"],
             reference_rollouts=self.rollouts["reference"],
             evaluation_rollouts=self.rollouts["evaluation"],
-            total_seconds=self.seconds.total(),
-            training_seconds=self.seconds.total() - sum(self.seconds[stage] for stage in NOT_TRAINING),
+            total_seconds=total,
+            training_seconds=total - sum(self.seconds[stage] for stage in NOT_TRAINING),
         )
 
     def state_dict(self) -> State:
@@ -74,4 +76,4 @@ class Meter:
         """Go on from the counts of a checkpoint."""
         self.tokens = Counter(state["tokens"])
         self.rollouts = Counter(state["rollouts"])
-        self.seconds = Counter(state["seconds"])
+        self.seconds = defaultdict(float, state["seconds"])

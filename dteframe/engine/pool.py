@@ -40,8 +40,8 @@ def make_pool(
 ) -> Pool:
     """Leave out what cannot be used and hold ``evaluation_size`` questions out of training.
 
-    Where the dataset has evaluation questions of its own, ``evaluation_size`` of them are drawn once, and training
-    questions of equal text are left out; else the held-out ones are drawn from the training questions.
+    Where the dataset has evaluation questions of its own, ``evaluation_size`` of them are drawn once, and
+    training questions of equal text are left out; else they are drawn from the training questions.
 
     Raises:
         DataError: ids repeat, or nothing is left to train or to evaluate on.
@@ -52,14 +52,12 @@ def make_pool(
     evaluation = _usable(questions.evaluation, rewards, left_out, warn)
     source = evaluation or train
     if evaluation and evaluation_size > len(evaluation):
-        warn(
-            f"training.evaluation_size: {evaluation_size} is more than the {len(evaluation)} held-out questions"
-        )
+        warn(f"training.evaluation_size: {evaluation_size} is more than the {len(evaluation)} held out")
         evaluation_size = len(evaluation)
     if not evaluation and evaluation_size >= len(train) > 0:
         raise DataError(
-            f"training.evaluation_size: {evaluation_size} questions are to be held out of {len(train)} usable "
-            "ones; lower it or give more data"
+            f"training.evaluation_size: {evaluation_size} questions are to be held out of {len(train)} "
+            "usable ones; lower it or give more data"
         )
     chosen = sorted(rng.choice(len(source), size=evaluation_size, replace=False))
     held_out = [source[index] for index in chosen]

@@ -34,7 +34,7 @@ DEFAULT_CACHE = "~/.cache/dteframe"
 
 
 def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resume: bool) -> RunSummary:
-    """Train as the recipe says, in ``runs_folder/NAME``; ``resume`` goes on from the newest whole checkpoint."""
+    """Train in ``runs_folder/NAME``; with ``resume``, go on from the newest whole checkpoint."""
     recipe = loaded.recipe
     folder = runs_folder / recipe.name
     open_run_folder(folder, recipe, registry, resume=resume)

@@ -28,14 +28,14 @@ WRITTEN_BY_A_RUN = (
 )
 PACKAGES = ("dteframe", "torch", "transformers", "datasets", "numpy", "pydantic", "pluggy", "safetensors")
 CHANGEABLE = ("training.max_steps", "training.checkpoint_every", "training.evaluate_every", "tracker")
-"""Keys that may differ when a run is resumed: they change how long it goes and who is told, not what it does."""
+"""Keys that may differ when a run is resumed: how long it goes and who is told, not what it does."""
 
 
 def open_run_folder(folder: Path, recipe: Recipe, registry: Registry, *, resume: bool) -> None:
-    """Make the folder, or check that it may be resumed, and write the recipe and the manifest.
+    """Make the folder, or check that it may be resumed; write the recipe and the manifest.
 
     Raises:
-        ResumeError: the folder holds a run already and ``resume`` is off, or its recipe differs in what matters.
+        ResumeError: the folder holds a run and ``resume`` is off, or its recipe differs in what matters.
     """
     written = folder / RECIPE
     if not resume and written.exists():

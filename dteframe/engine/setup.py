@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The parts of a run, started: what every stage reads. What changes is inside the parts and in ``Progress``."""
+    """The parts of a run, started; what changes is inside the parts and in ``Progress``."""
 
     recipe: Recipe
     arithmetic: BatchArithmetic

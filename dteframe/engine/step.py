@@ -52,7 +52,7 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
 def _draw(
     setup: Setup, plan: Plan, step: int, fresh_ids: tuple[str, ...]
 ) -> tuple[tuple[Group, ...], ReplayReport]:
-    """Draw earlier groups, before the step's own are offered: none is replayed in the step that made it."""
+    """Draw earlier groups before the step's own are offered: none is replayed in its own step."""
     version, replay = step - 1, setup.parts.replay
     with setup.meter.stage("replay"):
         num_ready = replay.num_ready(version)
