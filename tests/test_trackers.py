@@ -91,7 +91,6 @@ def rows(path: Path) -> list[dict]:
 
 def test_a_step_is_one_flat_row_of_metrics_with_exact_floats(context, tmp_path):
     hooks = hooks_of(Jsonl(JsonlConfig(), context))
-    hooks.dteframe_run_started(run=run_report(tmp_path))
     hooks.dteframe_step_finished(report=step_report(1, loss=0.1 + 0.2))
     assert rows(tmp_path / "metrics.jsonl") == [step_report(1, loss=0.30000000000000004).metrics()]
 
@@ -193,7 +192,6 @@ def test_files_are_cut_back_to_the_checkpoint(context, tmp_path):
     stopped.dteframe_step_finished(step_report(2))
     resumed = Jsonl(JsonlConfig(), context)
     resumed.load_state_dict(state)
-    resumed.dteframe_run_started(run_report(tmp_path, first_step=1))
     resumed.dteframe_step_finished(step_report(2))
     resumed.dteframe_step_finished(step_report(3))
     assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
@@ -212,15 +210,6 @@ def test_a_file_that_lost_rows_stops_the_resume(context, tmp_path):
         f"{tmp_path / 'metrics.jsonl'}: has 3 bytes but had {length} at the checkpoint: rows were lost; "
         "restore the file or start a new run"
     )
-
-
-def test_rows_of_a_run_that_never_reached_a_checkpoint_are_replaced_and_told(context, tmp_path, warnings):
-    Jsonl(JsonlConfig(), context).dteframe_step_finished(step_report(1))
-    again = Jsonl(JsonlConfig(), context)
-    again.dteframe_run_started(run_report(tmp_path))
-    again.dteframe_step_finished(step_report(1))
-    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1]
-    assert warnings == ["metrics.jsonl: rows of a run without a checkpoint were there; they are replaced"]
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:

