@@ -74,7 +74,7 @@ def _draw(
 def _stand_ins(
     setup: Setup, plan: Plan, step: int, fresh_ids: tuple[str, ...], replayed: Sequence[Group]
 ) -> tuple[str, ...]:
-    """Choose questions in place of groups that the buffer could not give: a step always has all its groups."""
+    """Choose questions for groups that the buffer could not give: a step always has all its groups."""
     shortfall = plan.num_replayed - len(replayed)
     if shortfall == 0:
         return ()
