@@ -1,0 +1,169 @@
+"""Rollouts sampled by the module in training itself, with a decode loop of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, final
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field
+
+from dteframe import Completion, Component, Policy, Prompt, Rollout, RolloutConfig, Sampling, hookimpl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dteframe.rollouts.decode import SampledRows
+
+
+class TransformersRolloutConfig(RolloutConfig):
+    """Options of the rollouts by transformers."""
+
+    type: Literal["transformers"] = "transformers"
+    max_batch_rows: int = Field(default=256, ge=1)
+    """Completions sampled at once, which bounds the memory for keys and values; the rest follow in later
+    batches. Does not change what is sampled, up to rounding."""
+
+
+@final
+class TransformersRollout(Rollout):
+    """Sample with the module that is being trained: no second copy of the weights, nothing to sync.
+
+    A prompt is read once and its keys and values are shared by its completions; completions that have ended
+    leave the batch. A completion stops at the tokenizer's end token or at any of the generation
+    configuration's.
+    """
+
+    config: TransformersRolloutConfig
+
+    def start(self, policy: Policy) -> None:
+        """Take the policy and find the tokens that end a completion."""
+        self._policy = policy
+        self._end_token_ids = end_token_ids(policy.module, policy.tokenizer)
+
+    def sync(self, policy: Policy) -> None:
+        """Take the policy, whose module may be another object; its weights are shared."""
+        self._policy = policy
+
+    def generate(
+        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, rng: np.random.Generator
+    ) -> Sequence[Sequence[Completion]]:
+        """Sample completions; prompts of like length are decoded together."""
+        module = self._policy.module
+        self._check_lengths(prompts, sampling)
+        uniforms = rng.random((len(prompts), num_generations, sampling.max_completion_length))
+        completions: list[list[Completion]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
+        prompts_at_once = max(1, self.config.max_batch_rows // max(1, num_generations))
+        num_batches = -(-len(prompts) // prompts_at_once)
+        with _evaluating(module):
+            for batch in range(num_batches):
+                indices = order[batch * prompts_at_once : (batch + 1) * prompts_at_once]
+                answers = self._answer([prompts[index] for index in indices], sampling, uniforms[indices])
+                for index, answer in zip(indices, answers, strict=True):
+                    completions[index] = answer
+                if num_batches > 1:
+                    self.context.progress("generating", batch + 1, num_batches)
+        return completions
+
+    def _answer(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        uniforms: Float[np.ndarray, "prompts generations longest"],
+    ) -> list[list[Completion]]:
+        """Sample all completions of the prompts of one batch."""
+        import torch
+
+        from dteframe.rollouts.decode import read_prompts, sample_rows
+
+        module = self._policy.module
+        prefix = read_prompts(module, [prompt.token_ids for prompt in prompts])
+        is_end = torch.zeros(prefix.logits.shape[-1], dtype=torch.bool, device=module.device)
+        is_end[self._end_token_ids] = True
+        answers: list[list[Completion]] = [[] for _ in prompts]
+        for first in range(0, uniforms.shape[1], self.config.max_batch_rows):
+            part = uniforms[:, first : first + self.config.max_batch_rows]
+            rows = sample_rows(module, prefix, sampling, part.reshape(-1, part.shape[-1]), is_end)
+            num_rows = part.shape[1]
+            for row, completion in enumerate(self._completions(rows, prompts, num_rows)):
+                answers[row // num_rows].append(completion)
+        return answers
+
+    def _completions(
+        self, rows: SampledRows, prompts: Sequence[Prompt], rows_per_prompt: int
+    ) -> Iterator[Completion]:
+        """Cut the rows at their ends and decode them all at once."""
+        longest = np.arange(rows.logprobs.shape[1])
+        is_broken = (~np.isfinite(rows.logprobs) & (longest < rows.lengths[:, None])).any(axis=1)
+        if is_broken.any():
+            broken = prompts[int(is_broken.argmax()) // rows_per_prompt].question_id
+            raise ValueError(
+                f"rollout 'transformers': the policy's logits for question {broken!r} are not finite; "
+                "its weights have diverged: lower training.learning_rate, or resume from an earlier "
+                "checkpoint"
+            )
+        cut = [row[:length] for row, length in zip(rows.token_ids, rows.lengths, strict=True)]
+        texts = self._policy.tokenizer.batch_decode(cut, skip_special_tokens=True)
+        for index, (token_ids, text) in enumerate(zip(cut, texts, strict=True)):
+            yield Completion(
+                token_ids=token_ids.copy(),
+                behaviour_logprobs=rows.logprobs[index, : len(token_ids)].copy(),
+                finish_reason="stop" if rows.has_stopped[index] else "length",
+                text=text,
+            )
+
+    def _check_lengths(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Refuse what the module cannot read."""
+        longest = getattr(self._policy.module.config, "max_position_embeddings", None)
+        for prompt in prompts:
+            num_tokens = len(prompt.token_ids)
+            if num_tokens == 0:
+                raise ValueError(
+                    f"rollout 'transformers': the prompt of question {prompt.question_id!r} has no tokens; "
+                    "it must have one at least"
+                )
+            if longest is not None and num_tokens + sampling.max_completion_length > longest:
+                raise ValueError(
+                    f"rollout 'transformers': the prompt of question {prompt.question_id!r} has "
+                    f"{num_tokens} tokens and completions have up to {sampling.max_completion_length}, but "
+                    f"the model reads {longest}; lower training.max_prompt_length or "
+                    "rollout.max_completion_length"
+                )
+
+
+def end_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """List the tokens that end a completion: the generation configuration's and the tokenizer's."""
+    configured = module.generation_config.eos_token_id if module.generation_config is not None else None
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    if not ids:
+        raise ValueError(
+            "rollout 'transformers': neither the tokenizer nor the generation configuration has an "
+            "end-of-sequence token; set eos_token in the model's tokenizer_config.json"
+        )
+    return sorted(ids)
+
+
+@contextmanager
+def _evaluating(module: PreTrainedModel) -> Iterator[None]:
+    """Switch to evaluation mode without gradients, and back.
+
+    Not ``inference_mode``: what a module keeps from it (rotary tables, gathered shards) breaks training.
+    """
+    import torch
+
+    was_training = module.training
+    module.eval()  # type: ignore[no-untyped-call]  # transformers does not annotate it
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+@hookimpl
+def dteframe_components() -> list[type[Component]]:
+    """Give the plugin of this file."""
+    return [TransformersRollout]
