@@ -1,0 +1,1 @@
+"""What each kind of plugin promises: one module per kind, one small function per promise."""

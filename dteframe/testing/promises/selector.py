@@ -1,0 +1,99 @@
+"""What every selector promises."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dteframe.contracts import Selector
+from dteframe.records import SuccessEstimate
+from dteframe.testing.subject import Subject, copy_of_state, insist, insist_on_storable_state, same_value
+
+
+def selection_has_exactly_as_many_distinct_questions_as_asked(subject: Subject) -> None:
+    """``select`` gives ``count`` distinct questions of the estimate, plan after plan, also all of them."""
+    selector: Selector = subject.make()
+    for round_number, count in enumerate((1, 5, 8, 8, 24, 8)):
+        _insist_on_selection(selector, _estimate(subject), count, round_number)
+
+
+def questions_that_are_missing_now_are_never_chosen(subject: Subject) -> None:
+    """The estimate may cover a part of the pool, another one each time: choose among its questions only."""
+    selector: Selector = subject.make()
+    for round_number in range(4):
+        part = frozenset(question.id for question in subject.questions[round_number::3])
+        _insist_on_selection(selector, _estimate(subject).without(part), 6, round_number)
+
+
+def too_few_questions_are_refused(subject: Subject) -> None:
+    """Raise ValueError when the estimate has fewer questions than asked for; never repeat one."""
+    estimate = _estimate(subject)
+    try:
+        subject.make().select(estimate, len(estimate.question_ids) + 1, np.random.default_rng(0))
+    except ValueError:
+        return
+    insist(False, f"{len(estimate.question_ids) + 1} of {len(estimate.question_ids)} questions were given")
+
+
+def extreme_estimates_are_safe(subject: Subject) -> None:
+    """Rates of exactly 0 and 1, all rates equal and evidence of 0 are estimates like any other."""
+    plain = _estimate(subject)
+    number = len(plain.question_ids)
+    for mean in (np.zeros(number), np.ones(number), np.arange(number) % 2.0):
+        estimate = SuccessEstimate(plain.question_ids, mean, np.zeros(number))
+        _insist_on_selection(subject.make(), estimate, 8, 0)
+
+
+def equal_generators_give_equal_selections(subject: Subject) -> None:
+    """The generator that ``select`` gets is its only source of chance."""
+    estimate = _estimate(subject)
+    chosen = [subject.make().select(estimate, 8, np.random.default_rng(3)).question_ids for _ in range(2)]
+    insist(chosen[0] == chosen[1], f"{chosen[0]} and {chosen[1]} from equal generators")
+
+
+def estimate_is_left_as_it_is(subject: Subject) -> None:
+    """The arrays of the estimate are reported after the selection: do not sort or change them in place."""
+    estimate, untouched = _estimate(subject), _estimate(subject)
+    subject.make().select(estimate, 8, np.random.default_rng(0))
+    insist(same_value(estimate.mean, untouched.mean), "the means were changed in place")
+    insist(same_value(estimate.evidence, untouched.evidence), "the evidence was changed in place")
+
+
+def state_brings_back_the_selections(subject: Subject) -> None:
+    """A new selector that is given the state selects what the first one would have selected next."""
+    before, after = subject.make(), subject.make()
+    estimate = _estimate(subject)
+    for round_number in range(2):
+        before.select(estimate, 7, np.random.default_rng(round_number))
+    insist_on_storable_state(before)
+    after.load_state_dict(copy_of_state(before))
+    insist(same_value(after.state_dict(), before.state_dict()), "the state changed on its way")
+    for round_number in range(2, 6):
+        chosen = [item.select(estimate, 7, np.random.default_rng(round_number)) for item in (before, after)]
+        insist(
+            chosen[0].question_ids == chosen[1].question_ids, "the resumed selector selects something else"
+        )
+
+
+def _estimate(subject: Subject) -> SuccessEstimate:
+    ids = tuple(question.id for question in subject.questions)
+    mean = np.random.default_rng(11).random(len(ids))
+    return SuccessEstimate(ids, mean, np.full(len(ids), 8.0))
+
+
+def _insist_on_selection(selector: Selector, estimate: SuccessEstimate, count: int, seed: int) -> None:
+    ids = selector.select(estimate, count, np.random.default_rng(seed)).question_ids
+    insist(len(ids) == count, f"{len(ids)} questions instead of {count}")
+    insist(len(set(ids)) == count, f"{count - len(set(ids))} of {count} questions are repeated")
+    unknown = set(ids) - set(estimate.question_ids)
+    insist(not unknown, f"{sorted(unknown)} are not in the estimate")
+
+
+PROMISES = (
+    selection_has_exactly_as_many_distinct_questions_as_asked,
+    questions_that_are_missing_now_are_never_chosen,
+    too_few_questions_are_refused,
+    extreme_estimates_are_safe,
+    equal_generators_give_equal_selections,
+    estimate_is_left_as_it_is,
+    state_brings_back_the_selections,
+)
