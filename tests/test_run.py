@@ -1,0 +1,236 @@
+"""Runs of a tiny recipe with every stage in it: what they write, that they repeat, that they resume."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tiny_run import rows, run_tiny
+
+from dteframe.errors import DataError, PluginError, ResumeError
+
+FILES = ("metrics", "rollouts", "selections")
+
+
+def weights_of(folder):
+    return load_file(folder / "runs" / "tiny" / "policy" / "model.safetensors")
+
+
+def assert_same_run(one, other):
+    for name in FILES:
+        assert rows(one, name) == rows(other, name), name
+    ours, theirs = weights_of(one), weights_of(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny run that went through without a stop."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_tiny(folder)
+    return folder
+
+
+def test_a_run_writes_the_files_that_others_build_on(finished):
+    run = finished / "runs" / "tiny"
+    for name in ("recipe.yaml", "manifest.json", "metrics.jsonl", "rollouts.jsonl", "selections.jsonl"):
+        assert (run / name).is_file(), name
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "step_000002",
+        "step_000004",
+        "step_000006",
+    ]
+    assert list((run / "checkpoints" / "step_000002" / "policy").glob("*.safetensors"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_the_policy_loads_in_plain_transformers(finished):
+    folder = finished / "runs" / "tiny" / "policy"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = "12 r:"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits.isfinite().all()
+
+
+def test_there_is_one_row_a_step_and_one_before(finished):
+    metrics = rows(finished, "metrics")
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in metrics if "evaluation/success_rate" in row] == [0, 3, 6]
+
+
+def test_a_step_always_has_all_its_groups(finished):
+    for row in rows(finished, "metrics")[1:]:
+        assert row["answer/num_groups"] + row["replay/num_groups"] == 4
+    assert any(row["replay/num_groups"] == 2 for row in rows(finished, "metrics")[1:])
+
+
+def test_the_seconds_of_the_stages_add_up_to_the_step(finished):
+    for line in (finished / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        stages = [
+            value for key, value in row.items() if key.startswith("time/") and key != "time/step_seconds"
+        ]
+        assert sum(stages) == pytest.approx(row["time/step_seconds"])
+
+
+def test_every_generated_token_is_charged_to_its_purpose(finished):
+    tokens = {"train": 0, "reference": 0, "evaluation": 0}
+    for group in rows(finished, "rollouts"):
+        if "completions" in group:
+            tokens[group["purpose"]] += sum(len(item["token_ids"]) for item in group["completions"])
+    last = rows(finished, "metrics")[-1]
+    assert {purpose: last[f"cost/{purpose}_tokens"] for purpose in tokens} == tokens
+    assert min(tokens.values()) > 0
+
+
+def test_reused_references_are_not_generated_again(finished):
+    selections = rows(finished, "selections")
+    reused = {row["step"]: set(row["reused_references"]) for row in selections}
+    assert any(reused.values())
+    for group in rows(finished, "rollouts"):
+        if group.get("purpose") == "train" and not group.get("is_replayed"):
+            assert group["question_id"] not in reused.get(group["step"], set())
+
+
+def test_the_same_recipe_and_seed_give_the_same_run(finished, tmp_path):
+    run_tiny(tmp_path)
+    assert_same_run(finished, tmp_path)
+
+
+def test_another_seed_gives_another_run(finished, tmp_path):
+    run_tiny(tmp_path, "seed=1", "training.max_steps=1")
+    assert rows(tmp_path, "metrics")[1] != rows(finished, "metrics")[1]
+
+
+KILLER = """
+from dteframe import hookimpl
+
+@hookimpl
+def HOOK:
+    if CONDITION:
+        raise KeyboardInterrupt
+"""
+
+
+def plugins_with_killer(folder, hook, condition):
+    plugins = folder / "plugins"
+    plugins.mkdir()
+    (plugins / "killer.py").write_text(KILLER.replace("HOOK", hook).replace("CONDITION", condition))
+    return plugins
+
+
+@pytest.mark.parametrize(
+    ("hook", "condition"),
+    [
+        ("dteframe_plan_made(plan)", "plan.step == 5"),
+        ("dteframe_groups_scored(groups)", "groups.step == 4"),
+        ("dteframe_step_finished(report)", "report.step == 3"),
+        ("dteframe_evaluated(step, evaluation)", "step == 6"),
+    ],
+)
+def test_a_run_killed_between_checkpoints_and_resumed_equals_the_uninterrupted_one(
+    finished, tmp_path, hook, condition
+):
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path, plugins=plugins_with_killer(tmp_path, hook, condition))
+    run_tiny(tmp_path, resume=True)
+    assert_same_run(finished, tmp_path)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(finished, tmp_path):
+    plugins = plugins_with_killer(tmp_path, "dteframe_step_finished(report)", "report.step == 1")
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path, plugins=plugins)
+    run_tiny(tmp_path, resume=True)
+    assert_same_run(finished, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(finished, tmp_path):
+    run_tiny(tmp_path)
+    newest = tmp_path / "runs" / "tiny" / "checkpoints" / "step_000006"
+    target = newest / "components.safetensors"
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content)
+    summary = run_tiny(tmp_path, resume=True)
+    (warning,) = [message for message in summary.warnings if "step_000006" in message]
+    assert warning.endswith(
+        "components.safetensors is not what was written (its sha256 differs); using the checkpoint before it"
+    )
+    assert_same_run(finished, tmp_path)
+
+
+def test_a_finished_run_can_go_on_for_more_steps(tmp_path):
+    run_tiny(tmp_path, "training.max_steps=2")
+    run_tiny(tmp_path, "training.max_steps=3", resume=True)
+    assert [row["step"] for row in rows(tmp_path, "metrics")] == [0, 1, 2, 3]
+
+
+def test_a_folder_with_a_run_in_it_is_not_overwritten(finished):
+    with pytest.raises(
+        ResumeError, match="holds a run already; add --resume to go on with it, or give another name"
+    ):
+        run_tiny(finished)
+
+
+def test_a_changed_recipe_is_not_resumed_and_the_difference_is_listed(finished):
+    with pytest.raises(ResumeError) as caught:
+        run_tiny(finished, "training.learning_rate=2e-3", "selector.temperature=0.1", resume=True)
+    assert str(caught.value).splitlines()[1:] == [
+        "  selector.temperature: 0.001 there, 0.1 now",
+        "  training.learning_rate: 0.001 there, 0.002 now",
+    ]
+
+
+def test_a_pool_smaller_than_a_plan_is_refused(tmp_path):
+    with pytest.raises(DataError, match="a plan asks 8 questions"):
+        run_tiny(tmp_path, "training.max_prompt_length=5", "estimator.reference_size=1", "estimator.type=none",
+                 "selector.type=uniform")  # fmt: skip
+
+
+NOT_A_RATE = """
+import numpy as np
+from typing import Literal, final
+from dteframe import Estimator, EstimatorConfig, SuccessEstimate, hookimpl
+
+class SuddenNanConfig(EstimatorConfig):
+    type: Literal["sudden_nan"] = "sudden_nan"
+
+@final
+class SuddenNan(Estimator):
+    \"\"\"Predicts nonsense from policy version 4 on.\"\"\"
+
+    config: SuddenNanConfig
+
+    def start(self, questions, encode_with_policy):
+        self.ids = tuple(question.id for question in questions)
+
+    def observe(self, observation):
+        pass
+
+    def predict(self, policy_version):
+        value = VALUE if policy_version >= 4 else 0.5
+        count = len(self.ids)
+        return SuccessEstimate(self.ids, np.full(count, value), np.ones(count))
+
+@hookimpl
+def dteframe_components():
+    return [SuddenNan]
+"""
+
+
+def test_a_plugin_that_breaks_in_mid_run_is_named_and_the_run_can_be_resumed(tmp_path):
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "sudden_nan.py").write_text(NOT_A_RATE.replace("VALUE", "float('nan')"))
+    with pytest.raises(
+        PluginError, match=r"sudden_nan\.py: estimator 'sudden_nan' predict\(\) gave success rate nan"
+    ):
+        run_tiny(tmp_path, "estimator.type=sudden_nan", plugins=plugins)
+    (plugins / "sudden_nan.py").write_text(NOT_A_RATE.replace("VALUE", "0.5"))
+    run_tiny(tmp_path, "estimator.type=sudden_nan", plugins=plugins, resume=True)
+    assert [row["step"] for row in rows(tmp_path, "metrics")] == [0, 1, 2, 3, 4, 5, 6]
