@@ -1,0 +1,140 @@
+"""Questions that reasoning-gym's tasks generate, several tasks mixed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, Self, final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dteframe import Component, DataError, Dataset, Question, Questions, hookimpl
+from dteframe.datasets.columns import PromptConfig
+from dteframe.datasets.gym_entries import make_task, to_json
+
+MOST_TRIES = 20
+"""Entries generated per question wanted, at most: a task that repeats itself more has too few questions."""
+REPORT_EVERY = 500
+"""Questions between two reports of progress."""
+
+
+class TaskConfig(BaseModel):
+    """One task of the mixture."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    name: str = Field(min_length=1)
+    """reasoning-gym's name of the task: ``chain_sum``, ``letter_counting``, ..."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the questions, in any unit."""
+    options: dict[str, Any] = {}
+    """The task's own options, under reasoning-gym's names; ``seed`` and ``size`` are the dataset's."""
+
+
+class ReasoningGymConfig(PromptConfig):
+    """Options of ``reasoning_gym``."""
+
+    type: Literal["reasoning_gym"] = "reasoning_gym"
+    tasks: list[TaskConfig] = Field(min_length=1)
+    """The tasks that are mixed; one may occur twice with different options."""
+    size: int = Field(default=1000, ge=1)
+    """Distinct questions, held-out ones included."""
+    seed: int = Field(default=0, ge=0)
+    """Of the questions; another seed gives other questions, whatever the recipe's seed."""
+
+    def num_questions_by_task(self) -> list[int]:
+        """Divide ``size`` over the tasks by weight; what is left over goes to the largest remainders."""
+        total = sum(task.weight for task in self.tasks)
+        shares = [self.size * task.weight / total for task in self.tasks]
+        counts = [int(share) for share in shares]
+        by_remainder = sorted(range(len(shares)), key=lambda index: counts[index] - shares[index])
+        for index in by_remainder[: self.size - sum(counts)]:
+            counts[index] += 1
+        return counts
+
+    def num_questions(self) -> int:
+        """Give ``size``."""
+        return self.size
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Twenty sums."""
+        return cls(tasks=[TaskConfig(name="chain_sum", options={"max_terms": 3, "max_digits": 1})], size=20)
+
+
+@final
+class ReasoningGym(Dataset):
+    """Questions that reasoning-gym's tasks generate, several tasks mixed, without duplicates."""
+
+    config: ReasoningGymConfig
+
+    def load(self) -> Questions:
+        """Generate the questions: the same for the same configuration, the tasks interleaved."""
+        seen: set[str] = set()
+        left_out: Counter[str] = Counter()
+        by_task = [
+            self._questions_of(number, task, count, seen, left_out)
+            for number, (task, count) in enumerate(
+                zip(self.config.tasks, self.config.num_questions_by_task(), strict=True)
+            )
+        ]
+        # By the share of its own task that is done: every part of the list holds the whole mixture.
+        places = [
+            ((place + 0.5) / len(questions), number, question)
+            for number, questions in enumerate(by_task)
+            for place, question in enumerate(questions)
+        ]
+        train = tuple(question for _, _, question in sorted(places, key=lambda item: item[:2]))
+        return Questions(train, left_out=dict(left_out))
+
+    def _questions_of(
+        self, number: int, task: TaskConfig, count: int, seen: set[str], left_out: Counter[str]
+    ) -> list[Question]:
+        most = MOST_TRIES * count + 100
+        # Tasks add the entry's number to the seed: neighbouring seeds would share nearly all their entries.
+        digest = hashlib.sha256(f"{self.config.seed} {number} {task.name}".encode()).digest()
+        seed = int.from_bytes(digest[:4]) >> 1
+        generator = make_task(task.name, task.options, seed, most)
+        where = f"reasoning_gym task {task.name!r}"
+        questions: list[Question] = []
+        for index in range(most):
+            if len(questions) == count:
+                return questions
+            try:
+                entry = generator[index]
+            except IndexError:
+                break
+            question = self._question(f"{number}-{task.name}-{index}", task, entry)
+            if not question.text:
+                left_out[f"{where}: its question is empty"] += 1
+            elif question.text_hash in seen:
+                left_out[f"{where}: its question repeats another"] += 1
+            else:
+                seen.add(question.text_hash)
+                questions.append(question)
+                if len(questions) % REPORT_EVERY == 0:
+                    self.context.progress(f"generating {task.name}", len(questions), count)
+        if len(questions) == count:
+            return questions
+        raise DataError(
+            f"{where}: gave {len(questions)} distinct questions in {index + 1} tries but {count} are wanted; "
+            "lower size or weight, or widen the task's options"
+        )
+
+    def _question(self, question_id: str, task: TaskConfig, entry: dict[str, Any]) -> Question:
+        text = str(entry["question"]).strip()
+        return Question(
+            id=question_id,
+            text=text,
+            prompt=self.config.prompt(text),
+            # Tasks without a single right answer have none here; their score asks for the entry alone.
+            answer="" if entry["answer"] is None else str(entry["answer"]),
+            columns={"task": task.name, "options": to_json(task.options), "entry": to_json(entry)},
+        )
+
+
+@hookimpl
+def dteframe_components() -> list[type[Component]]:
+    """Give the plugin of this module."""
+    return [ReasoningGym]
