@@ -7,6 +7,7 @@ from collections import Counter
 
 from dteframe.contracts import Dataset
 from dteframe.records import Questions
+from dteframe.testing.promises.every_kind import state_comes_back
 from dteframe.testing.subject import Subject, insist, same_value
 
 
@@ -77,6 +78,7 @@ def _loaded(subject: Subject) -> Questions:
 
 
 PROMISES = (
+    state_comes_back,
     loads_questions_with_text_and_prompt,
     ids_are_distinct,
     loading_again_gives_the_same_questions,

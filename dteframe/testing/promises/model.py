@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dteframe.contracts import Model, Policy
+from dteframe.testing.promises.every_kind import state_comes_back
 from dteframe.testing.subject import Subject, insist
 
 
@@ -66,6 +67,7 @@ def _loaded(subject: Subject) -> Policy:
 
 
 PROMISES = (
+    state_comes_back,
     tokenizer_can_pad_and_end,
     every_token_has_an_embedding,
     module_is_ready_to_sample,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dteframe.contracts import LossInputs, LossOutputs, Objective
+from dteframe.testing.promises.every_kind import state_comes_back
 from dteframe.testing.subject import Subject, insist
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def _gradient(loss: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
 
 
 PROMISES = (
+    state_comes_back,
     advantages_are_one_per_rollout_and_finite,
     advantages_follow_the_order_of_the_rewards,
     equal_rewards_give_no_advantage,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from dteframe.contracts import Reward
 from dteframe.records import Completion, Question
+from dteframe.testing.promises.every_kind import state_comes_back
 from dteframe.testing.subject import Subject, completion_of, insist
 
 
@@ -68,6 +69,7 @@ def _completions(question: Question) -> Sequence[Completion]:
 
 
 PROMISES = (
+    state_comes_back,
     one_finite_score_per_completion,
     scores_follow_the_order_of_the_completions,
     scoring_again_gives_the_same_scores,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from dteframe.contracts import Policy, Rollout
 from dteframe.records import Completion, Prompt, Sampling
-from dteframe.testing.subject import Subject, insist, same_value
+from dteframe.testing.subject import Subject, copy_of_state, insist, insist_on_storable_state, same_value
 from dteframe.testing.tiny import tiny_policy
 
 NUM_GENERATIONS = 3
@@ -127,6 +127,19 @@ def new_weights_are_used_after_sync(subject: Subject) -> None:
     insist(error < 1e-4, f"after an update the log-probs are off by {error:.3g} nats")
 
 
+def state_brings_back_the_completions(subject: Subject) -> None:
+    """A new engine that was started and given the state samples what the first one would have sampled next."""
+    policy = tiny_policy()
+    before, after = _started(subject, policy), _started(subject, policy)
+    prompts = _prompts(subject, policy)
+    before.generate(prompts, 1, WARM, np.random.default_rng(0))
+    insist_on_storable_state(before)
+    after.load_state_dict(copy_of_state(before))
+    insist(same_value(after.state_dict(), before.state_dict()), "the state changed on its way")
+    pair = [item.generate(prompts, 2, WARM, np.random.default_rng(1)) for item in (before, after)]
+    insist(_tokens(pair[0]) == _tokens(pair[1]), "the resumed engine samples something else")
+
+
 def _started(subject: Subject, policy: Policy) -> Rollout:
     rollout: Rollout = subject.make()
     rollout.start(policy)
@@ -184,4 +197,5 @@ PROMISES = (
     completions_of_one_prompt_differ,
     policy_is_left_as_it_is,
     new_weights_are_used_after_sync,
+    state_brings_back_the_completions,
 )

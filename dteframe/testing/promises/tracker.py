@@ -27,6 +27,7 @@ from dteframe.reports import (
     TimeReport,
     UpdateReport,
 )
+from dteframe.testing.promises.every_kind import state_comes_back
 from dteframe.testing.subject import Subject, copy_of_state, group_of, insist
 
 MAX_STEPS = 2
@@ -244,6 +245,7 @@ def _summary(run_folder: Path) -> RunSummary:
 
 
 PROMISES = (
+    state_comes_back,
     watches_at_least_one_hook,
     every_hook_is_survived,
     hooks_return_nothing,
