@@ -30,7 +30,7 @@ def default_intermediate_size(hidden_size: int) -> int:
     >>> default_intermediate_size(64)
     176
     """
-    return max(8, round(2.75 * hidden_size / 8) * 8)
+    return max(8, int(2.75 * hidden_size + 4) // 8 * 8)
 
 
 def untrained_module(
