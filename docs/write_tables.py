@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import subprocess
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dteframe import cli, contracts, hookspecs, reports
+from dteframe import contracts, hookspecs, reports
 from dteframe.recipe import TrainingConfig, json_schema
 from dteframe.registry import Registered, Registry, load_registry
 
@@ -53,7 +53,7 @@ def _metrics_page() -> str:
         "that the step has. TensorBoard shows the same names. What does not exist at a step is left out; "
         "null is a number that was not finite. Step 0 is the evaluation before training.",
     ]
-    for stage in reports.StageReport.__subclasses__():
+    for stage in _stage_reports():
         rows = [
             (f"`{stage.stage}/{'NAME' if name == 'figures' else name}`", text)
             for name, text in found[stage.__name__].items()
@@ -61,6 +61,14 @@ def _metrics_page() -> str:
         ]
         parts += [f"## {stage.stage}", _summary(stage), _table(("metric", "meaning"), rows)]
     return _page(parts)
+
+
+def _stage_reports() -> list[type[reports.StageReport]]:
+    """List the stages in the order of the module; ``__subclasses__`` has each twice, because of slots."""
+    classes = [item for item in vars(reports).values() if isinstance(item, type)]
+    return [
+        item for item in classes if issubclass(item, reports.StageReport) and item is not reports.StageReport
+    ]
 
 
 # Hooks
@@ -154,35 +162,12 @@ def _schema_meaning(key: str, schema: Mapping[str, Any]) -> str:
 
 
 def _cli_page() -> str:
-    """Describe every command with its arguments and options."""
-    group = typer.main.get_command(cli.app)
-    parts = ["# Command line", NOTE, (group.help or "").strip(), "`python -m dteframe` does the same."]
-    for name, command in group.commands.items():
-        usage = [
-            _metavar(parameter) for parameter in command.params if parameter.param_type_name == "argument"
-        ]
-        parts += [f"## dteframe {name}", f"```text\n{' '.join(['dteframe', name, *usage, '[OPTIONS]'])}\n```"]
-        parts += [inspect.cleandoc(command.help or "")]
-        rows = [
-            (f"`{_spelling(parameter)}`", parameter.help or "")
-            for parameter in command.params
-            if parameter.name != "help"
-        ]
-        parts += [_table(("parameter", "meaning"), rows)] if rows else []
-    return _page(parts)
-
-
-def _metavar(parameter: Any) -> str:
-    name = (parameter.metavar or parameter.name).upper().strip("[]").removesuffix("...")
-    name = f"{name} ..." if parameter.nargs == -1 else name
-    return name if parameter.required else f"[{name}]"
-
-
-def _spelling(parameter: Any) -> str:
-    if parameter.param_type_name == "argument":
-        return _metavar(parameter)
-    spelled = ", ".join([*parameter.opts, *parameter.secondary_opts])
-    return spelled if parameter.is_flag else f"{spelled} {(parameter.metavar or parameter.type.name).upper()}"
+    """Take over what Typer writes of every command."""
+    command = [sys.executable, "-m", "typer", "dteframe.cli", "utils", "docs", "--name", "dteframe"]
+    written = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # The usage lines are no commands to try; two headings of level 1 would be one too many.
+    described = written.replace("```console\n$ ", "```text\n").removeprefix("# `dteframe`\n")
+    return _page(["# Command line", NOTE, "`python -m dteframe` does the same.", described.strip()])
 
 
 # What all pages need
