@@ -86,7 +86,7 @@ def _hooks_page() -> str:
     for function in functions:
         signature = f"{function.__name__}{inspect.signature(function)}".replace("'", "")
         parts += [f"## {function.__name__}", f"```text\n{signature}\n```", _summary(function)]
-    parts += ["# Records", "What the hooks hand over, from `dteframe.reports`."]
+    parts += ["## Records", "What the hooks hand over, from `dteframe.reports`."]
     found = attribute_docstrings(reports)
     for name in ("RunReport", "PlanReport", "GroupsReport", "StepReport", "RunSummary"):
         record = getattr(reports, name)
@@ -94,7 +94,7 @@ def _hooks_page() -> str:
             (f"`{item}`", f"`{annotation}`", found[name].get(item, ""))
             for item, annotation in inspect.get_annotations(record).items()
         ]
-        parts += [f"## {name}", _summary(record), _table(("field", "type", "meaning"), rows)]
+        parts += [f"### {name}", _summary(record), _table(("field", "type", "meaning"), rows)]
     return _page(parts)
 
 

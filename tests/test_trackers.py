@@ -174,6 +174,16 @@ def test_a_selection_row_gives_the_estimate_in_the_order_of_asking(context, tmp_
     assert row["estimate/leave_one_out_pearson"] == 0.75
 
 
+def test_a_plan_that_reused_references_fill_chooses_nothing(context, tmp_path):
+    hooks = hooks_of(Jsonl(JsonlConfig(), context))
+    figures = EstimateReport(2, 0.5, 1.0, None, None, 0.4, None, 0, 2)
+    nothing = SuccessEstimate((), np.array([]), np.array([]))
+    hooks.dteframe_plan_made(plan=PlanReport(3, (), ("q-1", "q-2"), nothing, figures))
+    hooks.dteframe_run_finished(summary=summary(tmp_path))
+    [row] = rows(tmp_path / "selections.jsonl")
+    assert (row["question_ids"], row["predicted_success_rates"]) == ([], [])
+
+
 def test_a_number_that_is_not_finite_becomes_null_and_is_warned_of_once(context, tmp_path, warnings):
     hooks = hooks_of(Jsonl(JsonlConfig(), context))
     hooks.dteframe_step_finished(report=step_report(1, loss=float("nan")))
