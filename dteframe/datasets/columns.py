@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from dteframe import DataError, DatasetConfig, Message, Question
 from dteframe.records import JsonValue
+from dteframe.rewards.answer_pattern import AnswerPattern
 
 MOST_NAMED = 5
 """Rows that a message names; the rest it counts."""
@@ -59,23 +60,8 @@ class ColumnConfig(PromptConfig):
     """Column of a worked solution, for models that are warmed up on it; null: there is none."""
     id_column: str | None = None
     """Column of a unique name of the row; null: the table's name and the row's number, ``train-17``."""
-    answer_pattern: str | None = Field(default=None)
+    answer_pattern: AnswerPattern | None = None
     r"""Regular expression whose only group is the gold answer inside the answer column: ``#### (.*)``."""
-
-    @field_validator("answer_pattern")
-    @classmethod
-    def _has_one_group(cls, pattern: str | None) -> str | None:
-        if pattern is None:
-            return None
-        try:
-            num_groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-        if num_groups != 1:
-            raise ValueError(
-                f"{pattern!r} has {num_groups} groups; put one ( ) around the answer, others as (?: )"
-            )
-        return pattern
 
     @model_validator(mode="after")
     def _question_is_not_the_answer(self) -> Self:

@@ -1,4 +1,4 @@
-"""Questions through Hugging Face ``datasets``: from the hub, a folder of ``save_to_disk``, or one of files."""
+"""Questions through Hugging Face ``datasets``: from the hub or from a folder on this machine."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ behind a colon: ``r2413+3524<5243:5243``. One algorithm solves every length, and
 answer, so the success rate falls with the chain: that is the difficulty.
 
 The form is made for tiny character models. The list to work on always stands one list back, the next
-operation is what follows the last one in the question, and after the last operation follows the colon. That is why no
-operation occurs twice in a chain. A reward finds the answer with ``exact_match`` and the pattern ``:(\d+)$``.
+operation is what follows the last one in the question, and after the last operation follows the colon. That
+is why no operation occurs twice in a chain. The reward ``exact_match`` finds the answer with the pattern
+``:(\d+)$``.
 """
 
 from __future__ import annotations

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dteframe import Component, DataError, Dataset, Question, Questions, hookimpl
 from dteframe.datasets.columns import PromptConfig
 from dteframe.datasets.gym_entries import make_task, to_json
+
+if TYPE_CHECKING:
+    from reasoning_gym.factory import ProceduralDataset
 
 MOST_TRIES = 20
 """Entries generated per question wanted, at most: a task that repeats itself more has too few questions."""
@@ -98,14 +102,14 @@ class ReasoningGym(Dataset):
         generator = make_task(task.name, task.options, seed, most)
         where = f"reasoning_gym task {task.name!r}"
         questions: list[Question] = []
-        for index in range(most):
-            if len(questions) == count:
-                return questions
+        num_tries = 0
+        while len(questions) < count and num_tries < most:
             try:
-                entry = generator[index]
-            except IndexError:
+                entry = _entry(generator, num_tries, seed)
+            except IndexError:  # A task with a fixed number of entries has no more.
                 break
-            question = self._question(f"{number}-{task.name}-{index}", task, entry)
+            question = self._question(f"{number}-{task.name}-{num_tries}", task, entry)
+            num_tries += 1
             if not question.text:
                 left_out[f"{where}: its question is empty"] += 1
             elif question.text_hash in seen:
@@ -115,12 +119,12 @@ class ReasoningGym(Dataset):
                 questions.append(question)
                 if len(questions) % REPORT_EVERY == 0:
                     self.context.progress(f"generating {task.name}", len(questions), count)
-        if len(questions) == count:
-            return questions
-        raise DataError(
-            f"{where}: gave {len(questions)} distinct questions in {index + 1} tries but {count} are wanted; "
-            "lower size or weight, or widen the task's options"
-        )
+        if len(questions) < count:
+            raise DataError(
+                f"{where}: gave {len(questions)} distinct questions in {num_tries} tries, {count} are wanted; "
+                "lower size or weight, or widen the task's options"
+            )
+        return questions
 
     def _question(self, question_id: str, task: TaskConfig, entry: dict[str, Any]) -> Question:
         text = str(entry["question"]).strip()
@@ -132,6 +136,17 @@ class ReasoningGym(Dataset):
             answer="" if entry["answer"] is None else str(entry["answer"]),
             columns={"task": task.name, "options": to_json(task.options), "entry": to_json(entry)},
         )
+
+
+def _entry(task: ProceduralDataset, index: int, seed: int) -> dict[str, Any]:
+    """Generate an entry; some tasks (codeio) draw from Python's global generator, so it is lent a seed."""
+    state = random.getstate()
+    random.seed(f"{seed} {index}")
+    try:
+        entry: dict[str, Any] = task[index]
+        return entry
+    finally:
+        random.setstate(state)
 
 
 @hookimpl
