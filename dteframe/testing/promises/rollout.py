@@ -128,7 +128,7 @@ def new_weights_are_used_after_sync(subject: Subject) -> None:
 
 
 def state_brings_back_the_completions(subject: Subject) -> None:
-    """A new engine that was started and given the state samples what the first one would have sampled next."""
+    """A new engine, started and given the state, samples what the first one would have sampled next."""
     policy = tiny_policy()
     before, after = _started(subject, policy), _started(subject, policy)
     prompts = _prompts(subject, policy)

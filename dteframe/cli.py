@@ -1,0 +1,266 @@
+"""The commands: each calls one function elsewhere; stdout is data, stderr is talk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import dteframe
+from dteframe.errors import DTEFrameError, PluginError, Problem, RecipeError
+from dteframe.recipe import LoadedRecipe, json_schema, load_recipe
+from dteframe.registry import Registry, load_registry
+
+INTERRUPTED = 130
+"""Exit code after control-C, as shells have it."""
+
+app = typer.Typer(
+    help="Data-efficient reinforcement fine-tuning of language models.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys to override, such as training.max_steps=20."),
+]
+PluginPaths = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugins",
+        metavar="PATH",
+        help="Plugin file or folder, instead of the nearest plugins/ folder; may be given several times.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the data as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback()
+def _no_command(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"dteframe {dteframe.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def run(  # noqa: PLR0913  # one parameter per option of the command
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run folders are.")] = Path(
+        "runs"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train as a recipe says; everything is written to the folder DIR/NAME, whose path is printed."""
+    with _telling_errors(debug):
+        loaded, registry = _loaded(recipe, overrides, plugins)
+        _announce_local_plugins(registry)
+        from dteframe.engine.run import run_recipe
+
+        summary = run_recipe(loaded, registry, runs, resume)
+        typer.echo(_json(summary) if as_json else summary.run_folder)
+
+
+@app.command()
+def validate(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE]...", help="Recipes, and keys to override in all of them."
+        ),
+    ],
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Read recipes without running them, and report every problem of each."""
+    from dteframe.validation import validate_recipes
+
+    with _telling_errors(debug):
+        paths = [Path(word) for word in recipes if "=" not in word]
+        if not paths:
+            raise RecipeError(
+                [Problem("command line", "", "no recipe is given; name at least one YAML file")]
+            )
+        verdicts = validate_recipes(paths, [word for word in recipes if "=" in word], plugins)
+        for verdict in verdicts:
+            _say(verdict.notes)
+            _say([str(problem) for problem in verdict.problems])
+            if verdict.ok and not as_json:
+                typer.echo(f"{verdict.recipe}: ok")
+        if as_json:
+            typer.echo(_json(verdicts))
+        if not all(verdict.ok for verdict in verdicts):
+            raise typer.Exit(RecipeError.exit_code)
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Explain what a recipe asks for: questions, rollouts, tokens, optimizer steps."""
+    from dteframe.plan_text import plan_text, workload
+
+    with _telling_errors(debug):
+        loaded, _ = _loaded(recipe, overrides, plugins)
+        work = workload(loaded.recipe)
+        typer.echo(_json(work) if as_json else plan_text(work))
+
+
+@app.command(name="plugins")
+def list_all_plugins(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Such as estimator.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Describe this one's options.")] = None,
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List everything that a recipe can name, with its origin; with NAME, describe all of its options."""
+    from dteframe.plugin_listing import description_text, list_plugins, listing_text
+
+    with _telling_errors(debug):
+        found = list_plugins(load_registry(plugins, near=Path.cwd()), kind, name)
+        if as_json:
+            typer.echo(_json(found))
+        else:
+            typer.echo(description_text(found[0]) if name is not None else listing_text(found))
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file.")] = None,
+    plugins: PluginPaths = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON schema of recipes, plugins included, for the completion of an editor."""
+    with _telling_errors(debug):
+        text = _json(json_schema(load_registry(plugins, near=Path.cwd())))
+        if out is None:
+            typer.echo(text)
+        else:
+            out.write_text(text + "\n", encoding="utf-8")
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Plugin files or packages.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Check the promises of the plugins in files: what every plugin of their kind must do."""
+    with _telling_errors(debug):
+        from dteframe.testing.check_files import check_files, checked_text
+
+        outcomes = []
+        for checked in check_files(files):
+            outcomes.append(checked)
+            if not as_json:
+                typer.echo(checked_text(checked))
+        if as_json:
+            typer.echo(_json(outcomes))
+        if any(checked.broken for checked in outcomes):
+            raise typer.Exit(PluginError.exit_code)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Such as estimator.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What recipes will call it.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write it.")] = Path("plugins"),
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a plugin that works, and its test in tests/ beside the folder, from the template of its kind."""
+    from dteframe.new_plugin import write_plugin
+
+    with _telling_errors(debug):
+        written = write_plugin(kind, name, folder)
+        typer.echo(_json([str(path) for path in written]) if as_json else "\n".join(map(str, written)))
+        _say([f"next: dteframe check {written[0]}, pytest {written[1]}"])
+
+
+@contextmanager
+def _telling_errors(debug: bool) -> Iterator[None]:
+    """Word errors for people, without a traceback unless they ask for it, and choose the exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        _say(["interrupted"])
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:  # noqa: BLE001  # the last place where an error can be put into words
+        if debug:
+            traceback.print_exc(file=sys.stderr)
+        is_ours = isinstance(error, DTEFrameError)
+        told = str(error) if is_ours else f"{type(error).__name__}: {error}"
+        advice = [] if is_ours or debug else ["--debug shows where it happened"]
+        _say([told, *getattr(error, "__notes__", []), *advice])
+        raise typer.Exit(error.exit_code if isinstance(error, DTEFrameError) else 1) from None
+
+
+def _loaded(
+    recipe: Path, overrides: Sequence[str] | None, plugins: Sequence[Path] | None
+) -> tuple[LoadedRecipe, Registry]:
+    """Load a recipe with the plugins near it, and say what its user should know."""
+    strays = [word for word in overrides or () if "=" not in word]
+    if strays:
+        what = f"{strays[0]!r} is no key=value; one recipe is read, then keys such as training.max_steps=20"
+        raise RecipeError([Problem("command line", "", what)])
+    registry = load_registry(plugins, near=recipe)
+    loaded = load_recipe(recipe, overrides or (), registry)
+    _say(loaded.notes)
+    return loaded, registry
+
+
+def _announce_local_plugins(registry: Registry) -> None:
+    """Say which code from outside takes part, so that a run by accident is noticed."""
+    origins = [origin for origin in registry.origins() if origin.label != "built-in"]
+    _say([f"plugin {origin.label} ({(origin.sha256 or 'no hash')[:12]})" for origin in origins])
+
+
+def _say(sentences: Sequence[str]) -> None:
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    for sentence in sentences:
+        console.print(sentence, soft_wrap=True)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
