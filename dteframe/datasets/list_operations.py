@@ -157,7 +157,7 @@ class ListOperations(Dataset):
             prompt=text,
             answer=answer,
             solution=solution if longest is None or chain_length <= longest else None,
-            columns={"chain_length": chain_length, "operations": chain},
+            columns={"chain_length": chain_length, "operations": list(chain)},
         )
 
     def _decode(self, index: int, chain_length: int) -> tuple[Digits, tuple[OperationName, ...]]:

@@ -121,7 +121,7 @@ class ReasoningGym(Dataset):
                     self.context.progress(f"generating {task.name}", len(questions), count)
         if len(questions) < count:
             raise DataError(
-                f"{where}: gave {len(questions)} distinct questions in {num_tries} tries, {count} are wanted; "
+                f"{where}: gave {len(questions)} distinct questions in {num_tries} tries, not {count}; "
                 "lower size or weight, or widen the task's options"
             )
         return questions

@@ -16,7 +16,7 @@ class ExactMatchConfig(RewardConfig):
 
     type: Literal["exact_match"] = "exact_match"
     answer_pattern: AnswerPattern | None = None
-    r"""Regular expression; group 1 of its last match is the answer: ``:(\d+)$``. null: the whole completion."""
+    r"""Regular expression; group 1 of its last match is the answer: ``:(\d+)$``. null: the whole text is."""
     ignore_case: bool = False
     """Whether ``Paris`` equals ``paris``."""
     ignore_whitespace: Literal["none", "ends", "all"] = "ends"

@@ -2,8 +2,8 @@ r"""1 for a completion whose answer equals the gold one as mathematics: ``\frac{
 
 The answer is what stands in the completion's last box; without a box, what math-verify takes for the final
 answer. Comparing expressions may take for ever, and math-verify's own alarms neither work in threads nor stop
-every expression (its issue 65). They are off here; what bounds the work is what an answer may consist of: long
-ones, towers of powers, large exponents and the like are refused, and counted.
+every expression (its issue 65). They are off here; what bounds the work is what an answer may consist of:
+long ones, towers of powers, large exponents and the like are refused, and counted.
 """
 
 from __future__ import annotations
