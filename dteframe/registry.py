@@ -159,7 +159,8 @@ def _given_components(function: Any, where: str) -> Sequence[object]:
     except Exception as error:  # a user's function may raise anything
         raise PluginError(f"{where}: dteframe_components() failed: {said(error)}") from error
     if not isinstance(given, list | tuple):
-        raise PluginError(f"{where}: dteframe_components() must give a list of plugin classes, not {given!r}")
+        alone = given.__name__ if isinstance(given, type) else repr(given)
+        raise PluginError(f"{where}: dteframe_components() must give a list of plugin classes, not {alone}")
     return given
 
 

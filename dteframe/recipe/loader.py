@@ -94,8 +94,9 @@ def _drop_keys_of_former_types(
 ) -> None:
     """Where an override changed ``type``, drop the file's keys that the new plugin lacks; note each."""
     for where in draft.section_paths():
-        former, name = types_of_file.get(where), draft.type_of(where)
-        if name == former or name is None or name not in registry.names(str(where[0])):
+        former = types_of_file.get(where, types_of_file.get(where[:1]) if where[1:] == (0,) else None)
+        name = draft.type_of(where)
+        if former in (None, name) or name is None or name not in registry.names(str(where[0])):
             continue
         known = registry.get(str(where[0]), name).config.model_fields
         section = draft.at(where)
@@ -239,10 +240,13 @@ class _Checker:
         found = read_config(config, section)
         if isinstance(found, BaseModel):
             return found
+        type_place = self.draft.place_of((*path, "type"))
         for finding in found:
-            self.draft.report(
-                (*path, *finding.path), self._words(path, config, finding), finding.is_about_key
-            )
+            at = (*path, *finding.path)
+            place = self.draft.place_of(at, finding.is_about_key)
+            if at not in self.draft.keys and type_place.is_override:
+                place = type_place  # the key is missing because the override chose another plugin
+            self.draft.report_at(place, at, self._words(path, config, finding))
         return None
 
     def _words(self, path: KeyPath, config: type[BaseModel], finding: Finding) -> str:

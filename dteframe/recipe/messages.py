@@ -307,9 +307,8 @@ def _description(config: type[BaseModel], path: KeyPath) -> str:
     for model in _models_at(config, path[:-1]):
         field = model.model_fields.get(str(path[-1]))
         if field is not None and field.description:
-            text = re.split(
-                r"(?<=\w)[.;](?:\s|$)", " ".join(field.description.replace("``", "`").split()), maxsplit=1
-            )[0]
+            whole = " ".join(field.description.replace("``", "`").split())
+            text = re.split(r"(?<=\w)[.;](?:\s|$)", whole, maxsplit=1)[0].rstrip(".")
             return text[:1].lower() + text[1:] if text[1:2].islower() else text
     return ""
 
