@@ -6,8 +6,10 @@ The pages come from docstrings, configurations and commands; nobody edits them b
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import json
+import re
 import subprocess
 import sys
 import types
@@ -165,8 +167,9 @@ def _cli_page() -> str:
     """Take over what Typer writes of every command."""
     command = [sys.executable, "-m", "typer", "dteframe.cli", "utils", "docs", "--name", "dteframe"]
     written = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # The usage lines are no commands to try; two headings of level 1 would be one too many.
-    described = written.replace("```console\n$ ", "```text\n").removeprefix("# `dteframe`\n")
+    # The usage lines are no commands to try; one heading of level 1 is enough; summaries are cut off.
+    described = html.unescape(written).replace("```console\n$ ", "```text\n").removeprefix("# `dteframe`\n")
+    described = re.sub(r"^\* `([a-z]+)`: .*$", r"* [`\1`](#dteframe-\1)", described, flags=re.MULTILINE)
     return _page(["# Command line", NOTE, "`python -m dteframe` does the same.", described.strip()])
 
 
