@@ -145,7 +145,11 @@ class Learner:
         return [found[row.index] for row in rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what continues bit for bit: counts and tensors, by parameter name."""
+        """Give what continues bit for bit: counts and tensors, by parameter name.
+
+        The tensors are the live ones: write or copy them before the next update. The first policy is among them
+        where the objective keeps it, so that resuming never takes a trained policy for the reference.
+        """
         states = {name: self._optimizer.state.get(master, {}) for name, master in self._masters.items()}
         state: dict[str, Any] = {
             "num_updates": self._num_updates,
