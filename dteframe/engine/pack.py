@@ -138,7 +138,8 @@ def rows_of(credited: CreditedGroup, first_index: int) -> tuple[Row, ...]:
         if not np.isfinite(completion.behaviour_logprobs).all() or not np.isfinite(advantage):
             raise ValueError(
                 f"question {credited.group.question_id!r}: rollout {number} has advantage "
-                f"{float(advantage)!r} and a lowest behaviour log-prob of {lowest!r} nats; both must be finite"
+                f"{float(advantage)!r} and a lowest behaviour log-prob of {lowest!r} nats; "
+                "both must be finite"
             )
         rows.append(Row(first_index + number, credited, completion, float(advantage)))
     return tuple(rows)

@@ -147,8 +147,8 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Give what continues bit for bit: counts and tensors, by parameter name.
 
-        The tensors are the live ones: write or copy them before the next update. The first policy is among them
-        where the objective keeps it, so that resuming never takes a trained policy for the reference.
+        The tensors are the live ones: write or copy them before the next update. The first policy is among
+        them where the objective keeps it, so that resuming never takes a trained policy for the reference.
         """
         states = {name: self._optimizer.state.get(master, {}) for name, master in self._masters.items()}
         state: dict[str, Any] = {
