@@ -153,7 +153,7 @@ def fit_adapter(
     rates = torch.from_numpy(counts.rates.astype(np.float32)).to(device)
     trials = torch.from_numpy(counts.trials.astype(np.float32)).to(device)
     rng = np.random.default_rng(training.seed)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(training.seed)
         adapter = build_adapter(shape)
         adapter.modules.to(device).train()
@@ -188,14 +188,14 @@ def fit_adapter(
             progress("training the adapter", epoch + 1, training.num_epochs)
     adapter.modules.cpu().eval()
     references_of_evaluation = rng.choice(split.train, training.reference_size, replace=False)
-    held_out = tuple(
-        evaluate_held_out(adapter, embeddings, counts, index, references_of_evaluation, split.held_out)
-        for index in range(len(counts.label_models))
-        if len(split.held_out)
-    )
     results = tuple(
-        HeldOutResult(name, bool(trained), *figures)
-        for name, trained, figures in zip(counts.label_models, is_trained_on, held_out, strict=False)
+        HeldOutResult(
+            name,
+            bool(is_trained_on[model]),
+            *evaluate_held_out(adapter, embeddings, counts, model, references_of_evaluation, split.held_out),
+        )
+        for model, name in enumerate(counts.label_models)
+        if len(split.held_out)
     )
     held_out_ids = tuple(counts.question_ids[item] for item in split.held_out)
     return FittedAdapter(adapter, tuple(losses), results, held_out_ids)

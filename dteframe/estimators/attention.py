@@ -46,11 +46,11 @@ class AttentionConfig(EstimatorConfig):
     """Where the questions' embeddings come from: ``{type: policy}``, ``{type: sentence, path: ...}`` or
     ``{type: lm, path: ...}``."""
     adapter: str | None = None
-    """File of a trained adapter (safetensors); null is attention on the plain embeddings, centred over the pool and
-    scaled to length 1, without a calibration head."""
+    """File of a trained adapter (safetensors); null is attention on the plain embeddings, centred over the
+    pool and scaled to length 1, without a calibration head."""
     score_temperature: float | None = Field(default=None, gt=0)
-    """Attention scores are divided by it. null is 1 with an adapter, as it was trained; without one it is chosen
-    anew at each prediction among 8 values from 0.02 to 10 by the leave-one-out likelihood of the
+    """Attention scores are divided by it. null is 1 with an adapter, as it was trained; without one it is
+    chosen anew at each prediction among 8 values from 0.02 to 10 by the leave-one-out likelihood of the
     references."""
     recalibrate: Literal["leave_one_out", "none"] = "leave_one_out"
     """Correct all predictions by a line fitted to the references' leave-one-out predictions, or not."""

@@ -16,8 +16,8 @@ MIN_REFERENCES_OF_LINE = 16
 SLOPE_LIMITS = (0.5, 2.0)
 """The line's slope is limited to this interval."""
 EVIDENCE_LIMITS = (1.0, 64.0)
-"""Rollouts that a prediction is worth, at least and at most: a reference set of a few hundred questions with some
-rollouts each cannot show more."""
+"""Rollouts that a prediction is worth, at least and at most: a reference set of a few hundred questions with
+some rollouts each cannot show more."""
 
 
 def attend(

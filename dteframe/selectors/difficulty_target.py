@@ -19,9 +19,9 @@ class DifficultyTargetConfig(SelectorConfig):
     """Success rate that is looked for (alpha of the paper, which states it on the failure rate): 0.25 prefers
     questions solved a quarter of the time."""
     temperature: float = Field(default=1e-3, gt=0)
-    """Sharpness of the choice (tau of the paper), in units of the success rate: small is the nearest questions only,
-    large is uniform. 1e-3 for the attention estimator; about 0.1 for estimators of each question's own
-    history."""
+    """Sharpness of the choice (tau of the paper), in units of the success rate: small is the nearest
+    questions only, large is uniform. 1e-3 for the attention estimator; about 0.1 for estimators of each
+    question's own history."""
 
 
 @final

