@@ -117,9 +117,10 @@ def new_weights_are_used_after_sync(subject: Subject) -> None:
     rollout = _started(subject, policy)
     prompts = _prompts(subject, policy)
     rollout.generate(prompts, 1, WARM, np.random.default_rng(0))
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in policy.module.parameters():
-            parameter.mul_(1.5)
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     rollout.sync(policy)
     groups = rollout.generate(prompts, 1, WARM, np.random.default_rng(0))
     expected = _logprobs(policy, prompts[0], groups[0][0], WARM.temperature)
