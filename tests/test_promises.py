@@ -3,6 +3,7 @@
 import datetime
 import inspect
 import itertools
+import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ class AnnouncesTooManyReferences(LastRateEstimator):
         return ["sum-001"]
 
 
-class DrawsReferencesFromTheSystem(LastRateEstimator):
+class DrawsBeyondTheGenerator(LastRateEstimator):
     counter: ClassVar = itertools.count()
 
     def references(self, rng):
@@ -451,6 +452,9 @@ class KeepsTheFirstWeights(ChangedRollout):
     def start(self, policy):
         super().start(tiny_policy())
 
+    def sync(self, policy):
+        pass
+
 
 class CountsItsDraws(ChangedRollout):
     draws = 0
@@ -525,7 +529,7 @@ class GivesAnswers(EvaluationTracker):
 class TalksOnStdout(EvaluationTracker):
     @hookimpl
     def dteframe_warned(self, message):
-        print(message)
+        sys.stdout.write(message)
 
 
 class NeedsAStart(EvaluationTracker):
@@ -556,18 +560,16 @@ BREACHES = [
         (every_kind.every_option_is_described, HasAnUndocumentedOption, "no docstring below threshold"),
         (every_kind.class_has_a_summary, HasNoDocstring, "HasNoDocstring has no docstring"),
         (every_kind.state_comes_back, KeepsADate, "state['since']['start'] is a date"),
-        (estimator.references_are_as_announced, AnnouncesTooManyReferences, "1 references, but num_references() "
-         "announces 0"),
-        (estimator.equal_generators_give_equal_references, DrawsReferencesFromTheSystem, "from equal generators"),
+        (estimator.references_are_as_announced, AnnouncesTooManyReferences, "1 references, but"),
+        (estimator.equal_generators_give_equal_references, DrawsBeyondTheGenerator, "from equal generators"),
         (estimator.prediction_covers_every_question_once, ForgetsTheLastQuestion, "23 ids for 24 questions"),
         (estimator.predicted_means_are_success_rates, PredictsPercent, "means from 50.0 to 50.0"),
         (estimator.asking_again_changes_nothing, LearnsFromBeingAsked, "second prediction differs"),
         (estimator.order_inside_an_observation_does_not_matter, WeighsTheFirstOfAnObservation, "reversed"),
         (estimator.unknown_questions_are_refused, IgnoresUnknownQuestions, "'no-such-question' was taken"),
         (estimator.state_brings_back_the_predictions, ForgetsItsRates, "predicts something else"),
-        (selector.selection_has_exactly_as_many_distinct_questions_as_asked, SelectsOneTooFew, "4 questions "
-         "instead of 5"),
-        (selector.questions_that_are_missing_now_are_never_chosen, KeepsToTheFirstPool, "not in the estimate"),
+        (selector.selection_has_exactly_as_many_distinct_questions_as_asked, SelectsOneTooFew, "4 questions"),
+        (selector.questions_that_are_missing_now_are_never_chosen, KeepsToTheFirstPool, "are not in"),
         (selector.too_few_questions_are_refused, RepeatsWhenShort, "25 of 24 questions were given"),
         (selector.extreme_estimates_are_safe, DividesByTheSum, "ValueError"),
         (selector.equal_generators_give_equal_selections, SelectsByTheSystemsChance, "from equal generators"),
@@ -589,7 +591,7 @@ BREACHES = [
         (dataset.loads_questions_with_text_and_prompt, LoadsNothing, "no training question"),
         (dataset.ids_are_distinct, RepeatsAnId, "ids ['same'] are given to more than one question"),
         (dataset.loading_again_gives_the_same_questions, LoadsInAnyOrder, "differ from load to load"),
-        (dataset.evaluation_texts_are_not_trained_on, EvaluatesOnTrainingTexts, "['held out'] are trained on"),
+        (dataset.evaluation_texts_are_not_trained_on, EvaluatesOnTrainingTexts, "['held out'] are"),
         (dataset.columns_are_json_values, HasADateColumn, "not JSON serializable"),
         (dataset.announced_number_holds, AnnouncesTooMany, "1000 questions announced, 3 loaded"),
         (model.tokenizer_can_pad_and_end, CannotPad, "no pad token"),
@@ -598,7 +600,7 @@ BREACHES = [
         (model.parameters_have_the_type_of_the_recipe, IsHalf, "parameters of ['float16']"),
         (model.equal_seeds_give_equal_weights, StartsAnywhere, "differ from load to load"),
         (model.questions_can_be_read, IsNotANumber, "not finite"),
-        (rollout.completions_are_as_many_as_asked_in_the_order_of_the_prompts, GeneratesOneTooFew, "[2, 2, 2, 2]"),
+        (rollout.completions_are_as_many_as_asked_in_the_order_of_the_prompts, GeneratesOneTooFew, "[2, 2,"),
         (rollout.lengths_stay_within_the_limit, IgnoresTheLimit, "the limit is 1"),
         (rollout.stopped_completions_end_in_the_end_token, CutsTheEnd, "stop: end tokens at []"),
         (rollout.texts_are_the_decoded_tokens, TrimsTheText, "decoded"),
@@ -615,7 +617,7 @@ BREACHES = [
         (objective.loss_is_the_same_in_any_micro_batches, AveragesOverTheMicroBatch, "in two parts"),
         (objective.loss_and_gradient_are_finite, DividesByTheRatio, "loss inf"),
         (objective.gradient_raises_what_was_better, ClimbsTheWrongWay, "pushed the wrong way"),
-        (objective.tokens_without_advantage_carry_no_gradient, PullsEverywhere, "although all advantages are 0"),
+        (objective.tokens_without_advantage_carry_no_gradient, PullsEverywhere, "a gradient of"),
         (objective.figures_are_scalars_without_gradient, ReportsPerToken, "logprobs: not a scalar"),
         (tracker.watches_at_least_one_hook, WatchesNothing, "no method is marked with @hookimpl"),
         (tracker.every_hook_is_survived, NeedsReplay, "replay/staleness_mean_steps"),
