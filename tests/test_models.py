@@ -87,11 +87,24 @@ def test_the_tokenizer_knows_every_character_of_the_pool(tmp_path):
     tokenizer = from_scratch(tmp_path, (question, chat))[0].tokenizer
     for text in ("øéßüжю", "printable ASCII: {~}\n"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer("漢")["input_ids"] == [tokenizer.unk_token_id]
+        assert len(tokenizer(text)["input_ids"]) == len(text)  # One token a character.
+    assert set(tokenizer("Ω")["input_ids"][:1]) == {tokenizer.unk_token_id}
 
 
 def test_the_order_of_the_questions_does_not_change_the_tokenizer():
     assert character_tokenizer(["é", "ß"]).get_vocab() == character_tokenizer(["ß", "é"]).get_vocab()
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_a_reloaded_tokenizer_gives_the_same_ids(tmp_path, architecture):
+    """AutoTokenizer takes the class that it knows for Qwen2, not the one that was saved."""
+    text = "I'll say:\n\n  12 é漢漣 ≤ 3😀,\n \n<eos> don't\t😀x"
+    policy, _ = from_scratch(tmp_path, (Question("q", text, text, "1"),), architecture=architecture)
+    tokenizer = AutoTokenizer.from_pretrained(save(policy, tmp_path / "policy"))
+    assert tokenizer(text)["input_ids"] == policy.tokenizer(text)["input_ids"]
+    assert tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    ids = list(range(3, len(tokenizer)))
+    assert tokenizer.decode(ids) == policy.tokenizer.decode(ids)
 
 
 def test_chat_messages_become_one_line_each(tmp_path):
@@ -328,7 +341,7 @@ def test_several_end_tokens_of_the_generation_configuration_are_kept(tmp_path):
 def test_a_missing_padding_token_is_replaced_and_told(tmp_path, third_token, chosen):
     core = Tokenizer(WordLevel({"a": 0, "<eos>": 1, third_token: 2}, unk_token="a"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
-    module = untrained_module("qwen2", Sizes(16, 32, 1, 2, 2, 64), tokenizer, seed=0)
+    module = untrained_module("llama", Sizes(16, 32, 1, 2, 2, 64), tokenizer, seed=0)
     folder = save(Policy(module, tokenizer, "cpu"), tmp_path / "model")
     policy, told = pretrained(tmp_path, folder)
     assert policy.tokenizer.pad_token == chosen
