@@ -19,6 +19,7 @@ from types import CodeType, ModuleType
 from dteframe.errors import PluginError
 
 BUILT_IN = (
+    "dteframe.models.pretrained",
     "dteframe.models.from_scratch",
     "dteframe.datasets.huggingface",
     "dteframe.datasets.files",

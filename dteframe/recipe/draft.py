@@ -36,6 +36,8 @@ class Draft:
     places: dict[KeyPath, Place] = field(default_factory=dict)
     problems: list[tuple[Place, Problem]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unreadable_places: set[Place] = field(default_factory=set)
+    """Where a value stands for one that could not be read; its problem is known."""
     is_readable: bool = True
     """False when there are no values to check."""
 
@@ -44,7 +46,9 @@ class Draft:
         self.report_at(self.place_of(path, about_key), path, what)
 
     def report_at(self, place: Place, path: KeyPath, what: str) -> None:
-        """Note a problem of the key ``path`` that was caused at ``place``."""
+        """Note a problem of the key ``path`` caused at ``place``, unless YAML was already at fault there."""
+        if place in self.unreadable_places:
+            return
         self.problems.append((place, Problem(place.text, dotted(path), what)))
 
     def place_of(self, path: KeyPath, about_key: bool = False) -> Place:
@@ -90,6 +94,7 @@ def read_draft(file: str, data: bytes) -> Draft:
     draft.places = {path: _in_file(file, mark.line, mark.column) for path, mark in document.values.items()}
     for mark, path, what in document.problems:
         draft.report_at(_in_file(file, mark.line, mark.column), path, what)
+    draft.unreadable_places = {place for place, _ in draft.problems}
     draft.is_readable = document.is_readable
     if not document.is_readable:
         return draft

@@ -80,6 +80,16 @@ class Unknown:
             advice = suggestion(name, self.registry.names(kind))
         return f"there is no {kind} {name!r}; {advice}"
 
+    def meant(self, path: KeyPath, known: Sequence[str]) -> str | None:
+        """Give the key of the same section that an unknown key most likely stands for."""
+        key, section = str(path[-1]), str(path[0]) if len(path) > 1 else ""
+        if list(self._elsewhere(path)):
+            return None
+        for name in known:
+            if FOREIGN_NAMES.get(key) == f"{section}.{name}" or nearest(key, known).endswith(f" {name!r}?"):
+                return name
+        return None
+
     def _words(self, key: str, known: Sequence[str], elsewhere: Sequence[str]) -> str:
         if elsewhere:
             return f"unknown key; it is a key of {' and of '.join(elsewhere)}"

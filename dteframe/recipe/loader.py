@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,20 +31,17 @@ from dteframe.recipe.checks import Sections, contradictions, notes
 from dteframe.recipe.document import KeyPath, dotted
 from dteframe.recipe.draft import Draft, apply_overrides, read_draft
 from dteframe.recipe.known import Unknown
-from dteframe.recipe.messages import Finding, known_keys, read_config, shown
+from dteframe.recipe.messages import UNKNOWN_KEY, Finding, known_keys, read_config, shown
 from dteframe.recipe.schema import (
     DEFAULT_SECTIONS,
-    DEFAULT_SEED,
     LIST_KINDS,
     REQUIRED,
-    SAFE_NAME,
     TOP_LEVEL,
+    HeadConfig,
     Recipe,
     TrainingConfig,
 )
 from dteframe.registry import Registry, suggestion
-
-MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +119,15 @@ class _Checker:
     def recipe(self) -> Recipe | None:
         """Check everything; None if anything is wrong."""
         draft = self.draft
-        for key in draft.values:
-            if key not in TOP_LEVEL:
-                draft.report((key,), self.unknown.top_level(key), about_key=True)
+        unknown = [key for key in draft.values if key not in TOP_LEVEL]
+        for key in unknown:
+            draft.report((key,), self.unknown.top_level(key), about_key=True)
+        meant = {self.unknown.meant((key,), TOP_LEVEL) for key in unknown}
+        head_values = {key: draft.values[key] for key in HeadConfig.model_fields if key in draft.values}
+        head = self._read((), HeadConfig, head_values) if "name" not in meant else None
         for key in REQUIRED:
-            if key not in draft.values:
+            if key not in draft.values and key not in meant and key not in HeadConfig.model_fields:
                 draft.report((key,), self._required(key), about_key=True)
-        name, seed = self._name(), self._seed()
         self.sections.training = self._training()
         for kind in KINDS:
             self._kind(kind)
@@ -140,42 +138,15 @@ class _Checker:
             draft.notes.append(f"{draft.place_of(path).text}: {dotted(path)}: {what}")
         if draft.problems:
             return None
-        return self._assembled(name, seed)
+        return self._assembled(cast("HeadConfig", head))
 
     def _required(self, key: str) -> str:
-        if key == "name":
-            return "is required: the run's name, and its folder's"
         if key == "training":
             return "is required: a section with at least max_steps and questions_per_step"
         return f"is required: a section with a type; {self._types(key)}"
 
     def _types(self, kind: str) -> str:
         return f"known: {', '.join(self.registry.names(kind))}"
-
-    def _name(self) -> str:
-        if "name" not in self.draft.values:
-            return ""
-        name = self.draft.values["name"]
-        if isinstance(name, bool | int | float):
-            self.draft.report(("name",), f"must be text, not {shown(name)}; put it in quotes")
-        elif not isinstance(name, str):
-            self.draft.report(("name",), f"must be text, not {shown(name)}")
-        elif not re.fullmatch(SAFE_NAME, name):
-            self.draft.report(
-                ("name",),
-                f"{shown(name)} cannot be a folder's name everywhere; use letters, digits, '.', '_' and '-', "
-                "at most 100, beginning with a letter or digit",
-            )
-        return str(name)
-
-    def _seed(self) -> int:
-        seed = self.draft.values.get("seed", DEFAULT_SEED)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            self.draft.report(("seed",), f"must be a whole number, not {shown(seed)}")
-            return DEFAULT_SEED
-        if not 0 <= seed <= MAX_SEED:
-            self.draft.report(("seed",), f"must be from 0 to {MAX_SEED}, not {shown(seed)}")
-        return seed
 
     def _training(self) -> TrainingConfig | None:
         if "training" not in self.draft.values:
@@ -241,8 +212,15 @@ class _Checker:
         if isinstance(found, BaseModel):
             return found
         type_place = self.draft.place_of((*path, "type"))
+        meant = {
+            (*at[:-1], self.unknown.meant(at, known_keys(config, finding.path[:-1])))
+            for finding in found
+            if finding.what == UNKNOWN_KEY and (at := (*path, *finding.path))
+        }
         for finding in found:
             at = (*path, *finding.path)
+            if at in meant:
+                continue  # it is there, under the misspelt name that is reported
             place = self.draft.place_of(at, finding.is_about_key)
             if at not in self.draft.keys and type_place.is_override:
                 place = type_place  # the key is missing because the override chose another plugin
@@ -250,7 +228,7 @@ class _Checker:
         return None
 
     def _words(self, path: KeyPath, config: type[BaseModel], finding: Finding) -> str:
-        if finding.what != "unknown key":
+        if finding.what != UNKNOWN_KEY:
             return finding.what
         known = known_keys(config, finding.path[:-1])
         return self.unknown.option((*path, *finding.path), known)
@@ -274,15 +252,15 @@ class _Checker:
             elif issubclass(component, Replay):
                 sections.replays = component.replays
 
-    def _assembled(self, name: str, seed: int) -> Recipe:
+    def _assembled(self, head: HeadConfig) -> Recipe:
         sections = self.sections
         trackers = list(sections.trackers)
         if not any(item.type == "jsonl" for item in trackers):
             jsonl = self.registry.get("tracker", "jsonl").config
             trackers.append(cast(TrackerConfig, jsonl.model_validate({})))
         return Recipe(
-            name=name,
-            seed=seed,
+            name=head.name,
+            seed=head.seed,
             training=cast(TrainingConfig, sections.training),
             model=cast(ModelConfig, sections.configs["model",]),
             dataset=cast(DatasetConfig, sections.dataset),

@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails
 
 from dteframe.recipe.document import KeyPath
 
+UNKNOWN_KEY = "unknown key"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -109,7 +111,7 @@ def _finding(config: type[BaseModel], error: _Located) -> Finding:
         text = _description(config, error.path)
         return Finding(error.path, f"is required: {text}" if text else "is required", is_about_key=True)
     if kind == "extra_forbidden":
-        return Finding(error.path, "unknown key", is_about_key=True)
+        return Finding(error.path, UNKNOWN_KEY, is_about_key=True)
     return Finding(error.path, sentence(error.detail, error.value))
 
 
@@ -118,7 +120,7 @@ def sentence(detail: ErrorDetails, value: Any) -> str:
     kind = detail["type"]
     context = detail.get("ctx", {})
     if kind in ("value_error", "assertion_error"):
-        return str(context.get("error", detail["msg"]))
+        return str(context.get("error", detail["msg"])).rstrip(".")
     phrase = _wanted(detail)
     if phrase is None:
         return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, not {shown(value)}"
@@ -257,7 +259,9 @@ _FALSE = {"no", "off", "n", "false", "0"}
 
 
 def _number_hint(kind: str, text: str) -> str:
-    plain = text.strip().replace("_", "").replace(",", "")
+    plain = text.strip().replace("_", "")
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", plain):
+        plain = plain.replace(",", "")  # thousands
     pattern = r"[-+]?\d+" if kind == "int_type" else r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
     if re.fullmatch(pattern, plain):
         return f"write {plain}, without quotes" if plain == text else f"write {plain}"

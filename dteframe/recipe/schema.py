@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.json_schema import models_json_schema
 
 from dteframe.contracts import (
@@ -18,7 +18,6 @@ from dteframe.contracts import (
     EstimatorConfig,
     ModelConfig,
     ObjectiveConfig,
-    PluginConfig,
     ReplayConfig,
     RewardConfig,
     RolloutConfig,
@@ -46,7 +45,28 @@ REQUIRED = ("name", "training", "model", "dataset", "reward")
 TOP_LEVEL = ("name", "seed", "training", *KINDS)
 """All keys of a recipe, in the order in which they are written."""
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""A run's name is its folder's: letters, digits, ``.``, ``_`` and ``-``, at most 100."""
+"""A run's name is its folder's."""
+
+
+class HeadConfig(BaseModel):
+    """The keys of a recipe that are no section."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    """Name of the run, and of its folder; letters, digits, ``.``, ``_`` and ``-``, at most 100."""
+    seed: int = Field(default=DEFAULT_SEED, ge=0, le=2**32 - 1)
+    """Every draw of the run follows from it."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(SAFE_NAME, name):
+            raise ValueError(
+                f"{name!r} cannot be a folder's name everywhere; use letters, digits, '.', '_' and '-', "
+                "at most 100, beginning with a letter or digit"
+            )
+        return name
 
 
 class TrainingConfig(BaseModel):
@@ -150,6 +170,14 @@ class _Dumper(yaml.SafeDumper):
         """Write equal values out."""
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Escape line breaks that only YAML knows: PyYAML would write them raw and read back a space."""
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 
 for _tag, _pattern in SCALARS.items():
     _Dumper.add_implicit_resolver(_tag, re.compile(_pattern.pattern), None)
@@ -187,16 +215,9 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     for kind in KINDS:
         for item in registry.of_kind(kind):
             _require_type(definitions, schema_of[item.config])
-    properties: dict[str, Any] = {
-        "name": {
-            "type": "string",
-            "pattern": f"^{SAFE_NAME}$",
-            "description": "Name of the run and of its folder.",
-        },
-        "seed": {**TypeAdapter(int).json_schema(), "minimum": 0, "default": DEFAULT_SEED}
-        | {"description": "Every draw of the run follows from it."},
-        "training": schema_of[TrainingConfig],
-    }
+    properties: dict[str, Any] = HeadConfig.model_json_schema()["properties"]
+    properties["name"]["pattern"] = f"^{SAFE_NAME}$"
+    properties["training"] = schema_of[TrainingConfig]
     for kind, contract in KINDS.items():
         one = _one_of(registry, kind, schema_of)
         several = {"oneOf": [one, {"type": "array", "items": one, "minItems": 1}]}
@@ -234,8 +255,3 @@ def _one_of(registry: Registry, kind: str, schema_of: Mapping[type[BaseModel], A
 def _require_type(definitions: dict[str, Any], reference: Mapping[str, Any]) -> None:
     definition = definitions["$defs"][reference["$ref"].rpartition("/")[2]]
     definition["required"] = ["type", *definition.get("required", [])]
-
-
-def config_options(config: type[PluginConfig]) -> list[str]:
-    """List the keys of a plugin's section, ``type`` first."""
-    return ["type", *(name for name in config.model_fields if name != "type")]
