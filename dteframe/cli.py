@@ -16,6 +16,7 @@ from rich.console import Console
 
 import dteframe
 from dteframe.errors import DTEFrameError, PluginError, Problem, RecipeError
+from dteframe.plugin_sources import shown
 from dteframe.recipe import LoadedRecipe, json_schema, load_recipe
 from dteframe.registry import Registry, load_registry
 
@@ -203,9 +204,9 @@ def new(
     from dteframe.new_plugin import write_plugin
 
     with _telling_errors(debug):
-        written = write_plugin(kind, name, folder)
-        typer.echo(_json([str(path) for path in written]) if as_json else "\n".join(map(str, written)))
-        _say([f"next: dteframe check {written[0]}, pytest {written[1]}"])
+        written = [shown(path) for path in write_plugin(kind, name, folder)]
+        typer.echo(_json(written) if as_json else "\n".join(written))
+        _say([f"next: dteframe check {written[0]}; pytest {written[1]}"])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from dteframe.errors import PluginError
+from dteframe.plugin_sources import shown
 from dteframe.registry import load_registry
 
 
@@ -34,7 +35,7 @@ def write_plugin(kind: str, name: str, folder: Path) -> tuple[Path, Path]:
         raise PluginError(f"{kind} {name!r} comes with DTEFrame or a package; choose another name")
     folder = folder.resolve()
     plugin, test = folder / f"{name}.py", folder.parent / "tests" / f"test_{name}.py"
-    existing = [str(path) for path in (plugin, test) if path.exists()]
+    existing = [shown(path) for path in (plugin, test) if path.exists()]
     if existing:
         raise PluginError(f"{' and '.join(existing)}: exists; remove it or choose another name")
     for path, template in ((plugin, f"{kind}.py"), (test, f"{kind}_test.py")):

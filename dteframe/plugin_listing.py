@@ -34,6 +34,8 @@ class Option:
 
     name: str
     """Dotted below the section, such as ``warm_up.steps``."""
+    only_with: str | None
+    """The choice that brings it: ``embeddings.type=lm``; None for an option that is always there."""
     type: str
     """In words, with its bounds: ``integer, at least 1``."""
     default: str | None
@@ -105,20 +107,29 @@ def description_text(item: ListedPlugin) -> str:
     lines += ["", "options" if item.options else "no options"]
     for option in item.options:
         default = "required" if option.default is None else f"default {option.default}"
-        lines += [f"  {option.name}: {option.type}; {default}", f"      {option.description}"]
+        condition = f" (with {option.only_with})" if option.only_with else ""
+        lines += [f"  {option.name}{condition}: {option.type}; {default}", f"      {option.description}"]
     return "\n".join(lines)
 
 
-def options_of(config: type[BaseModel], prefix: str = "") -> list[Option]:
+def options_of(config: type[BaseModel], prefix: str = "", only_with: str | None = None) -> list[Option]:
     """List the options of a configuration, ``type`` left out, those of nested ones after their own."""
     found = []
     for name, item in config.model_fields.items():
         if name != "type":
             description = " ".join((item.description or "").split())
-            found.append(Option(prefix + name, _type_in_words(item), _default(item), description))
+            found.append(Option(prefix + name, only_with, _type_in_words(item), _default(item), description))
             for inner in _nested(item.annotation):
-                found += options_of(inner, f"{prefix}{name}.")
+                chosen = _type_of(inner)
+                choice = f"{prefix}{name}.type={chosen}" if chosen else only_with
+                found += options_of(inner, f"{prefix}{name}.", choice)
     return found
+
+
+def _type_of(config: type[BaseModel]) -> str | None:
+    """Give the ``type`` that chooses this configuration among others, if it has one."""
+    field = config.model_fields.get("type")
+    return None if field is None else str(field.default)
 
 
 def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -147,13 +158,14 @@ def _in_words(annotation: Any) -> str:
     if origin is Annotated:
         return _in_words(inner[0])
     if origin in (Union, types.UnionType):
-        return " or ".join(_in_words(one) for one in inner)
+        return " or ".join(dict.fromkeys(_in_words(one) for one in inner))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"mapping of {_in_words(inner[0])} to {_in_words(inner[1])}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return f"list of {_in_words(inner[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "options"
+        chosen = _type_of(annotation)
+        return f"{{type: {chosen}}}" if chosen else "options"
     return _WORDS.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
