@@ -100,7 +100,7 @@ def test_what_is_in_the_cache_is_not_computed_again(context, model_folder):
         raise ValueError("the model was loaded again")
 
     told, calls = counted(context)
-    again = embed(TEXTS[::-1], Embedder(embedder.id, refuse, 32, is_cached=True), told)
+    again = embed(TEXTS[::-1], Embedder(embedder.id, refuse, 32), told)
     assert again.tobytes() == first[::-1].tobytes()
     assert calls == []
 
@@ -112,7 +112,7 @@ def test_only_missing_texts_are_computed_and_equal_ones_once(context):
         asked.extend(texts)
         return np.array([[len(text), 1.0] for text in texts])
 
-    embedder = Embedder("lm:0", lambda _: encode, 2, is_cached=True)
+    embedder = Embedder("lm:0", lambda _: encode, 2)
     embed(["a", "bb"], embedder, context)
     told, calls = counted(context)
     found = embed(["bb", "ccc", "dddd", "ccc", "e"], embedder, told)
@@ -153,7 +153,7 @@ def test_the_policys_embeddings_are_never_cached(context):
 
 
 def test_a_damaged_cache_file_is_named(context):
-    embedder = Embedder("lm:0", lambda _: lambda texts: np.ones((len(texts), 2)), 2, is_cached=True)
+    embedder = Embedder("lm:0", lambda _: lambda texts: np.ones((len(texts), 2)), 2)
     embed(["a"], embedder, context)
     (path,) = (context.cache_folder / "embeddings" / "lm_0").iterdir()
     path.write_bytes(b"nonsense")
@@ -169,7 +169,7 @@ def test_a_damaged_cache_file_is_named(context):
     ],
 )
 def test_embeddings_that_cannot_be_used_are_errors(context, embeddings, message):
-    embedder = Embedder("policy", lambda _: lambda texts: embeddings, 2, is_cached=False)
+    embedder = Embedder("policy", lambda _: lambda texts: embeddings, None)
     with pytest.raises(ValueError, match=message):
         embed(["a"], embedder, context)
 

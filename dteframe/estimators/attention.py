@@ -106,7 +106,8 @@ class AttentionEstimator(Estimator):
     Figures, all over the references: ``leave_one_out_pearson`` (left out where the rates or the predictions
     are all equal) and ``leave_one_out_brier`` of the predictions before the line is applied;
     ``recalibration_slope``, ``recalibration_intercept`` and ``recalibration_unlimited_slope`` of the line;
-    ``score_temperature``.
+    ``score_temperature``. Where attention is nearly flat, a reference's prediction is the mean of the others,
+    which falls as its own rate rises: a correlation near -1 means that the embeddings tell nothing.
 
     Source: DOTS, arXiv:2506.05316, 4.1 and App. C.1. The leave-one-out fit, the blending with own counts, the
         evidence and attention without an adapter's head are ours.

@@ -79,8 +79,9 @@ class Embedder:
     ``policy``."""
     load: Callable[[Sequence[str]], TextEncoder]
     """Loads it; is given all texts that will be embedded, to warn once of those that are too long."""
-    batch_size: int
-    is_cached: bool
+    batch_size: int | None
+    """Texts per call. None for the policy, which makes its own batches, reports its own progress, and is not
+    cached."""
 
 
 def embedder_of(
@@ -94,7 +95,7 @@ def embedder_of(
         DataError: the folder, package or hub model cannot be found, or is not a model that this can read.
     """
     if isinstance(config, PolicyEmbeddings):
-        return Embedder("policy", lambda _: encode_with_policy, 256, is_cached=False)
+        return Embedder("policy", lambda _: encode_with_policy, None)
     folder = find_model_folder(config.path, config.revision)
     if isinstance(config, SentenceEmbeddings):
         check_sentence_model(folder)
@@ -115,24 +116,27 @@ def embed(texts: Sequence[str], embedder: Embedder, context: Context) -> Float[n
     """
     hashes = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
     folder = context.cache_folder / "embeddings" / embedder.id.replace(":", "_")
-    rows = read_cached(folder, frozenset(hashes)) if embedder.is_cached else {}
+    rows = {} if embedder.batch_size is None else read_cached(folder, frozenset(hashes))
     missing = {name: text for name, text in zip(hashes, texts, strict=True) if name not in rows}
     # Equal lengths side by side waste little on padding; the order is that of the texts alone.
     names = sorted(missing, key=lambda name: (-len(missing[name]), name))
     if names:
-        encode = embedder.load([missing[name] for name in names])
-        for begin in range(0, len(names), ROWS_PER_FILE):
-            shard = names[begin : begin + ROWS_PER_FILE]
-            batches = []
-            for first in range(0, len(shard), embedder.batch_size):
-                context.progress("embedding questions", begin + first, len(names))
-                part = [missing[name] for name in shard[first : first + embedder.batch_size]]
-                batches.append(checked(encode(part), part, embedder.id))
-            matrix = np.concatenate(batches)
-            if embedder.is_cached:
+        ordered = [missing[name] for name in names]
+        encode = embedder.load(ordered)
+        if embedder.batch_size is None:
+            rows.update(zip(names, checked(encode(ordered), ordered, embedder.id), strict=True))
+        else:
+            for begin in range(0, len(names), ROWS_PER_FILE):
+                shard = names[begin : begin + ROWS_PER_FILE]
+                batches = []
+                for first in range(begin, begin + len(shard), embedder.batch_size):
+                    context.progress("embedding questions", first, len(names))
+                    part = ordered[first : min(first + embedder.batch_size, begin + len(shard))]
+                    batches.append(checked(encode(part), part, embedder.id))
+                matrix = np.concatenate(batches)
                 write_cached(folder, shard, matrix)
-            rows.update(zip(shard, matrix, strict=True))
-        context.progress("embedding questions", len(names), len(names))
+                rows.update(zip(shard, matrix, strict=True))
+            context.progress("embedding questions", len(names), len(names))
     return np.stack([rows[name] for name in hashes])
 
 
