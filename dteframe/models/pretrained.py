@@ -53,8 +53,9 @@ class PretrainedConfig(ModelConfig):
         """Write a tiny model to ``folder`` and name it."""
         tokenizer = character_tokenizer(())
         module = untrained_module("qwen2", Sizes(16, 32, 1, 2, 1, 256), tokenizer, seed=0)
-        module.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        with _quiet():
+            module.save_pretrained(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
         return cls(path=str(folder / "model"))
 
 
