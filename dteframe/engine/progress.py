@@ -64,7 +64,9 @@ class Progress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; warnings that came while it was read are kept behind its own."""
+        new_warnings = [message for message in self.warnings if message not in state["warnings"]]
         for name, value in state.items():
             setattr(self, name, value)
+        self.warnings = [*state["warnings"], *new_warnings]
         self.plan = Plan.from_state(state["plan"]) if state["plan"] else None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pluggy
 import torch
+import transformers
 
 from dteframe.assemble import Parts, assemble
 from dteframe.contracts import Context
@@ -35,6 +36,7 @@ DEFAULT_CACHE = "~/.cache/dteframe"
 
 def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resume: bool) -> RunSummary:
     """Train in ``runs_folder/NAME``; with ``resume``, go on from the newest whole checkpoint."""
+    transformers.utils.logging.disable_progress_bar()
     recipe = loaded.recipe
     folder = runs_folder / recipe.name
     open_run_folder(folder, recipe, registry, resume=resume)
