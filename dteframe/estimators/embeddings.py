@@ -104,7 +104,6 @@ def embedder_of(
         f"{config.type}:{digest}",
         lambda texts: load_encoder(folder, config, texts, context),
         config.batch_size,
-        True,
     )
 
 
@@ -112,10 +111,10 @@ def embed(texts: Sequence[str], embedder: Embedder, context: Context) -> Float[n
     """Embed the texts in float32, in the same order, computing only what the cache lacks.
 
     Raises:
-        ValueError: an embedding is not finite, or has another width than the rest; names the text.
+        ValueError: an embedding is not finite; names the text.
     """
     hashes = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
-    folder = context.cache_folder / "embeddings" / embedder.id.replace(":", "_")
+    folder = embedding_folder(embedder, context)
     rows = {} if embedder.batch_size is None else read_cached(folder, frozenset(hashes))
     missing = {name: text for name, text in zip(hashes, texts, strict=True) if name not in rows}
     # Equal lengths side by side waste little on padding; the order is that of the texts alone.
@@ -124,20 +123,39 @@ def embed(texts: Sequence[str], embedder: Embedder, context: Context) -> Float[n
         ordered = [missing[name] for name in names]
         encode = embedder.load(ordered)
         if embedder.batch_size is None:
-            rows.update(zip(names, checked(encode(ordered), ordered, embedder.id), strict=True))
+            computed = checked(encode(ordered), ordered, embedder.id)
         else:
-            for begin in range(0, len(names), ROWS_PER_FILE):
-                shard = names[begin : begin + ROWS_PER_FILE]
-                batches = []
-                for first in range(begin, begin + len(shard), embedder.batch_size):
-                    context.progress("embedding questions", first, len(names))
-                    part = ordered[first : min(first + embedder.batch_size, begin + len(shard))]
-                    batches.append(checked(encode(part), part, embedder.id))
-                matrix = np.concatenate(batches)
-                write_cached(folder, shard, matrix)
-                rows.update(zip(shard, matrix, strict=True))
-            context.progress("embedding questions", len(names), len(names))
+            computed = encode_into_cache(encode, names, ordered, embedder, embedder.batch_size, context)
+        rows.update(zip(names, computed, strict=True))
     return np.stack([rows[name] for name in hashes])
+
+
+def encode_into_cache(
+    encode: TextEncoder,
+    names: Sequence[str],
+    texts: Sequence[str],
+    embedder: Embedder,
+    batch_size: int,
+    context: Context,
+) -> Float[np.ndarray, "texts width"]:
+    """Embed texts batch by batch, writing a cache file as soon as its rows are there."""
+    shards = []
+    for begin in range(0, len(texts), ROWS_PER_FILE):
+        end = min(begin + ROWS_PER_FILE, len(texts))
+        batches = []
+        for first in range(begin, end, batch_size):
+            context.progress("embedding questions", first, len(texts))
+            batch = texts[first : min(first + batch_size, end)]
+            batches.append(checked(encode(batch), batch, embedder.id))
+        shards.append(np.concatenate(batches))
+        write_cached(embedding_folder(embedder, context), names[begin:end], shards[-1])
+    context.progress("embedding questions", len(texts), len(texts))
+    return np.concatenate(shards)
+
+
+def embedding_folder(embedder: Embedder, context: Context) -> Path:
+    """Name the folder of an embedder's cache files."""
+    return context.cache_folder / "embeddings" / embedder.id.replace(":", "_")
 
 
 def checked(
