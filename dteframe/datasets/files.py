@@ -218,7 +218,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield f"line {number}", json.loads(line)
+                    yield f"line {number}", json.loads(line.rstrip())
                 except json.JSONDecodeError as error:
                     raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, final
+from typing import Any, Literal, Self, final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dteframe import Component, DataError, Dataset, Question, Questions, hookimpl
 from dteframe.datasets.columns import PromptConfig
 from dteframe.datasets.gym_entries import make_task, to_json
-
-if TYPE_CHECKING:
-    from reasoning_gym.factory import ProceduralDataset
 
 MOST_TRIES = 20
 """Entries generated per question wanted, at most: a task that repeats itself more has too few questions."""
@@ -99,13 +98,15 @@ class ReasoningGym(Dataset):
         # Tasks add the entry's number to the seed: neighbouring seeds would share nearly all their entries.
         digest = hashlib.sha256(f"{self.config.seed} {number} {task.name}".encode()).digest()
         seed = int.from_bytes(digest[:4]) >> 1
-        generator = make_task(task.name, task.options, seed, most)
         where = f"reasoning_gym task {task.name!r}"
         questions: list[Question] = []
         num_tries = 0
+        with _own_chance(f"{seed}"):
+            generator = make_task(task.name, task.options, seed, most)
         while len(questions) < count and num_tries < most:
             try:
-                entry = _entry(generator, num_tries, seed)
+                with _own_chance(f"{seed} {num_tries}"):
+                    entry = generator[num_tries]
             except IndexError:  # A task with a fixed number of entries has no more.
                 break
             question = self._question(f"{number}-{task.name}-{num_tries}", task, entry)
@@ -138,13 +139,13 @@ class ReasoningGym(Dataset):
         )
 
 
-def _entry(task: ProceduralDataset, index: int, seed: int) -> dict[str, Any]:
-    """Generate an entry; some tasks (codeio) draw from Python's global generator, so it is lent a seed."""
+@contextmanager
+def _own_chance(seed: str) -> Iterator[None]:
+    """Lend Python's global generator, which some tasks (codeio) draw from, a seed for a while."""
     state = random.getstate()
-    random.seed(f"{seed} {index}")
+    random.seed(seed)
     try:
-        entry: dict[str, Any] = task[index]
-        return entry
+        yield
     finally:
         random.setstate(state)
 

@@ -32,9 +32,10 @@ UNBOUNDED = (
     (re.compile(r"\)\s*\^\s*\{?\s*-?\s*\d{2,}"), "a bracket with an exponent of two digits or more"),
     (re.compile(r"\d{4,}\s*!|[)}!]\s*!"), "a large or repeated factorial"),
     (
-        re.compile(r"\\(?:i*int|oint|sum|prod|lim|binom|dbinom|tbinom)(?![a-z])"),
+        re.compile(r"\\(?:i*int|oint|sum|prod|lim)(?![a-z])"),
         "an operator left to be worked out",
     ),
+    (re.compile(r"\\[dt]?binom\s*\{\s*\d{4,}"), "a binomial of four digits or more"),
     (re.compile(r"\d{400,}"), "a number of 400 digits or more"),
 )
 """What sympy may work on for minutes, or fill the memory with, however short it is."""

@@ -1,0 +1,415 @@
+import datetime
+import json
+import random
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dteframe import Context, DataError
+from dteframe.datasets.files import Files, FilesConfig
+from dteframe.datasets.gym_entries import from_json, to_json
+from dteframe.datasets.huggingface import HuggingFace, HuggingFaceConfig
+from dteframe.datasets.reasoning_gym import ReasoningGym, ReasoningGymConfig, TaskConfig
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+ROWS = [{"question": f"{left}+1=", "answer": left + 1, "level": left} for left in range(4)]
+
+
+class Told(list[str]):
+    """The warnings that a component gave, with the context that collects them."""
+
+    def context(self, folder: Path) -> Context:
+        return Context(folder, folder, "cpu", 0, lambda what, done, total: None, self.append)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def write_lines(path: Path, rows: list[dict[str, object]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def load(config: FilesConfig, told: Told, folder: Path):
+    return Files(config, told.context(folder)).load()
+
+
+# files
+
+
+def test_all_four_formats_give_the_same_questions(tmp_path, told):
+    write_lines(tmp_path / "a" / "sums.jsonl", ROWS)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "sums.json").write_text(json.dumps(ROWS))
+    (tmp_path / "c").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "c" / "sums.parquet")
+    (tmp_path / "d").mkdir()
+    lines = [f"{row['question']},{row['answer']},{row['level']}\n" for row in ROWS]
+    (tmp_path / "d" / "sums.csv").write_text("question,answer,level\n" + "".join(lines))
+    loaded = [
+        load(FilesConfig(path=str(path)), told, tmp_path).train for path in sorted(tmp_path.glob("?/sums.*"))
+    ]
+    assert len(loaded) == 4
+    assert all(questions == loaded[0] for questions in loaded)
+    first = loaded[0][0]
+    assert (first.id, first.text, first.prompt, first.answer, first.solution, first.columns) == (
+        "sums-0",
+        "0+1=",
+        "0+1=",
+        "1",
+        None,
+        {"level": 0},
+    )
+    assert told == []
+
+
+def test_columns_are_those_that_the_options_name(tmp_path, told):
+    rows = [{"q": "2+2", "a": "so #### 4", "s": "2+2 is 4", "name": "x7", "when": "now"}]
+    config = FilesConfig(
+        path=write_lines(tmp_path / "x.jsonl", rows),
+        question_column="q",
+        answer_column="a",
+        solution_column="s",
+        id_column="name",
+        answer_pattern="#### (.*)",
+    )
+    (question,) = load(config, told, tmp_path).train
+    assert (question.id, question.text, question.answer, question.solution, question.columns) == (
+        "x7",
+        "2+2",
+        "4",
+        "2+2 is 4",
+        {"when": "now"},
+    )
+
+
+def test_a_csv_answer_stays_as_it_is_written(tmp_path, told):
+    (tmp_path / "x.csv").write_text('question,answer\n"two\nlines",007\n')
+    (question,) = load(FilesConfig(path=str(tmp_path / "x.csv")), told, tmp_path).train
+    assert (question.text, question.answer) == ("two\nlines", "007")
+
+
+def test_rows_that_cannot_be_used_are_counted_and_named_and_the_others_keep_their_ids(tmp_path, told):
+    rows = [
+        {"question": "a", "answer": "#### 1"},
+        {"question": " ", "answer": "#### 1"},
+        {"question": "b", "answer": None},
+        {"question": "c", "answer": "1"},
+        {"question": "d", "answer": "#### 2"},
+    ]
+    path = write_lines(tmp_path / "x.jsonl", rows)
+    questions = load(FilesConfig(path=path, answer_pattern="#### (.*)"), told, tmp_path)
+    assert [question.id for question in questions.train] == ["x-0", "x-4"]
+    assert questions.left_out == {
+        "'question' is empty": 1,
+        "'answer' is empty": 1,
+        "'answer' does not match answer_pattern '#### (.*)'": 1,
+    }
+    assert told[-1] == (
+        f"{path}: 1 rows are left out because 'answer' does not match answer_pattern '#### (.*)': 'x-3'"
+    )
+
+
+def test_splits_by_a_column_or_by_a_path_keep_evaluation_apart(tmp_path, told):
+    rows = [{**row, "split": "test" if row["level"] == 3 else "train"} for row in ROWS]
+    rows.append({"question": "odd", "answer": 1, "split": "other"})
+    path = write_lines(tmp_path / "x.jsonl", rows)
+    config = FilesConfig(path=path, split_column="split", evaluation_split="test")
+    questions = load(config, told, tmp_path)
+    assert [question.id for question in questions.train] == ["x-0", "x-1", "x-2"]
+    assert [question.id for question in questions.evaluation] == ["x-3"]
+    assert questions.left_out == {"'split' is 'other'": 1}
+    evaluation_path = write_lines(tmp_path / "held" / "x.jsonl", ROWS[3:])
+    config = FilesConfig(path=write_lines(tmp_path / "x.jsonl", ROWS[:3]), evaluation_path=evaluation_path)
+    questions = load(config, told, tmp_path)
+    assert [question.id for question in questions.evaluation] == ["held/x-0"]
+    assert len(questions.train) == 3
+
+
+def test_a_glob_reads_its_files_in_order(tmp_path, told):
+    for name in ("b", "a"):
+        write_lines(tmp_path / f"{name}.jsonl", ROWS[:1])
+    config = FilesConfig(path=str(tmp_path / "*.jsonl"))
+    assert [question.id for question in load(config, told, tmp_path).train] == ["a-0", "b-0"]
+    assert config.num_questions() == 2
+
+
+def test_values_that_are_no_json_are_written_or_told_of(tmp_path, told):
+    row = {"question": "a", "answer": 2.0, "day": datetime.date(2026, 1, 2), "raw": b"x", "nan": float("nan")}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
+    (question,) = load(FilesConfig(path=str(tmp_path / "x.parquet")), told, tmp_path).train
+    assert question.answer == "2"
+    assert question.columns == {"day": "2026-01-02", "nan": None}
+    assert told == [f"{tmp_path / 'x.parquet'}: column 'raw' is left out of 1 rows: its values are no JSON"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (
+            '{"qestion": "a", "answer": "1"}\n',
+            {"id_column": "name"},
+            "question_column 'question' is missing (did you mean 'qestion'?); id_column 'name' is missing; "
+            "its columns are 'qestion', 'answer'",
+        ),
+        ("", {}, "is empty; give a file with at least one question"),
+        ("\n\n", {}, "is empty; give a file with at least one question"),
+        (
+            '{"question": "a", "answer": "1"}\n{"question": \n',
+            {},
+            "cannot be read as .jsonl: line 2, column 13: Expecting value",
+        ),
+        ("[1]\n", {}, "cannot be read as .jsonl: line 1 holds list, not an object with a key per column"),
+        (
+            '{"question": "", "answer": "1"}\n',
+            {},
+            "no row can be used, left out: 1 because 'question' is empty",
+        ),
+        (
+            '{"question": "a", "answer": "1", "n": 5}\n{"question": "b", "answer": "1", "n": 5}\n',
+            {"id_column": "n"},
+            "id '5' occurs already in {path}, row 0; make 'n' unique, or set id_column: null",
+        ),
+        (
+            '{"question": "a", "answer": "1", "split": "train"}\n',
+            {"split_column": "split", "evaluation_split": "test"},
+            "evaluation_split 'test' has no rows (no other)",
+        ),
+    ],
+)
+def test_broken_files_are_named_with_what_is_wrong(tmp_path, told, content, options, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        load(FilesConfig(path=str(path), **options), told, tmp_path)
+    where, _, what = str(caught.value).removeprefix(str(path)).partition(": ")
+    assert what == message.format(path=path)
+    assert where in ("", ", row 1")
+
+
+def test_files_that_are_not_there_are_named(tmp_path, told):
+    for path, message in {
+        "no.jsonl": "there is no such file, seen from",
+        "*.jsonl": "no file matches, seen from",
+        "": "is a folder; give the files in it, with a glob, seen from",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            load(FilesConfig(path=str(tmp_path / path)), told, tmp_path)
+        assert FilesConfig(path=str(tmp_path / path)).num_questions() is None
+    (tmp_path / "x.xlsx").write_text("")
+    with pytest.raises(DataError) as caught:
+        load(FilesConfig(path=str(tmp_path / "x.xlsx")), told, tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'x.xlsx'}: unknown format '.xlsx'; the formats are "
+        ".jsonl, .ndjson, .json, .parquet, .csv"
+    )
+    (tmp_path / "x.parquet").write_text("no parquet")
+    with pytest.raises(DataError, match="x.parquet: cannot be read as .parquet: "):
+        load(FilesConfig(path=str(tmp_path / "x.parquet")), told, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_template": "Q"}, "'Q' lacks '{question}'; put it where the question's text belongs"),
+        ({"evaluation_split": "test"}, "evaluation_split: needs split_column, the column that holds it"),
+        ({"answer_column": "question"}, "question_column and answer_column are both 'question'"),
+        ({"answer_pattern": "a"}, "'a' has 0 groups; put one ( ) around the answer, others as (?: )"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValidationError) as caught:
+        FilesConfig(path="x.jsonl", **options)
+    assert caught.value.errors()[0]["msg"] == f"Value error, {message}"
+
+
+def test_prompts_are_worded_as_text_or_as_messages(tmp_path, told):
+    path = write_lines(tmp_path / "x.jsonl", [{"question": "2+{x}", "answer": "1"}])
+    options = {"path": path, "prompt_template": "Q: {question}\nA:", "system_prompt": "Be brief."}
+    (question,) = load(FilesConfig(**options), told, tmp_path).train
+    assert question.prompt == "Be brief.\n\nQ: 2+{x}\nA:"
+    assert question.text == "2+{x}"
+    (question,) = load(FilesConfig(**options, chat=True), told, tmp_path).train
+    assert question.prompt == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Q: 2+{x}\nA:"},
+    )
+
+
+def test_gsm8k_loads_with_its_splits(tmp_path, told):
+    path = SHARED_DATA / "gsm8k.parquet"
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    config = FilesConfig(
+        path=str(path),
+        answer_column="solution",
+        answer_pattern="#### (.*)",
+        split_column="split",
+        evaluation_split="test",
+    )
+    questions = load(config, told, tmp_path)
+    assert len(questions.train) == config.num_questions() == 7473
+    assert len(questions.evaluation) == 1319
+    assert questions.train[0].answer == questions.train[0].columns["answer"] == "72"
+    assert questions.left_out == {}
+
+
+# huggingface
+
+
+def test_saved_datasets_load_with_and_without_splits(tmp_path, told):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(ROWS)
+    table.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(str(tmp_path / "two"))
+    one = HuggingFace(HuggingFaceConfig(path=str(tmp_path / "one")), told.context(tmp_path)).load()
+    assert [question.id for question in one.train] == ["train-0", "train-1", "train-2", "train-3"]
+    assert one.train[1].answer == "2" and one.train[1].columns == {"level": 1}
+    config = HuggingFaceConfig(path=str(tmp_path / "two"), evaluation_split="test")
+    two = HuggingFace(config, told.context(tmp_path)).load()
+    assert two.train == one.train
+    assert [question.id for question in two.evaluation] == ["test-0"]
+    with pytest.raises(DataError) as caught:
+        config = HuggingFaceConfig(path=str(tmp_path / "two"), evaluation_split="tests")
+        HuggingFace(config, told.context(tmp_path)).load()
+    assert str(caught.value) == (
+        f"{tmp_path / 'two'}: evaluation_split 'tests' is missing (did you mean 'test'?); its splits are "
+        "'train', 'test'"
+    )
+
+
+def test_a_folder_of_parquet_files_loads(tmp_path, told):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), folder / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:1]), folder / "test.parquet")
+    config = HuggingFaceConfig(path=str(folder), evaluation_split="test")
+    questions = HuggingFace(config, told.context(tmp_path)).load()
+    assert [question.text for question in questions.train] == ["0+1=", "1+1=", "2+1=", "3+1="]
+    assert [question.id for question in questions.evaluation] == ["test-0"]
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path, told):
+    with pytest.raises(DataError, match=r"cannot be loaded from this folder"):
+        HuggingFace(HuggingFaceConfig(path=str(tmp_path)), told.context(tmp_path)).load()
+    write_lines(tmp_path / "d" / "train.jsonl", ROWS)
+    with pytest.raises(
+        DataError, match=r"d: split 'validation' cannot be loaded from this folder: .*validation"
+    ):
+        config = HuggingFaceConfig(path=str(tmp_path / "d"), split="validation")
+        HuggingFace(config, told.context(tmp_path)).load()
+    with pytest.raises(DataError, match=r"is a file; dataset type 'files' reads it"):
+        config = HuggingFaceConfig(path=str(tmp_path / "d" / "train.jsonl"))
+        HuggingFace(config, told.context(tmp_path)).load()
+    with pytest.raises(DataError, match=r"d, split 'train': answer_column 'anser' is missing \(did you mean"):
+        config = HuggingFaceConfig(path=str(tmp_path / "d"), answer_column="anser")
+        HuggingFace(config, told.context(tmp_path)).load()
+
+
+# reasoning_gym
+
+
+def gym(told: Told, tasks: list[TaskConfig], **options):
+    return ReasoningGym(ReasoningGymConfig(tasks=tasks, **options), told.context(Path(".")))
+
+
+def test_tasks_are_mixed_by_weight_and_repeatable(told):
+    tasks = [TaskConfig(name="chain_sum", weight=3), TaskConfig(name="spell_backward")]
+    questions = gym(told, tasks, size=20).load()
+    assert questions == gym(told, tasks, size=20).load()
+    assert questions.train != gym(told, tasks, size=20, seed=1).load().train
+    names = [question.columns["task"] for question in questions.train]
+    assert names.count("chain_sum") == 15 and names.count("spell_backward") == 5
+    assert set(names[:5]) == {"chain_sum", "spell_backward"}
+    assert len({question.text_hash for question in questions.train}) == 20
+    json.dumps([question.columns for question in questions.train])
+
+
+def test_repeated_questions_are_counted_and_replaced(told):
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    questions = gym(told, [TaskConfig(name="chain_sum", options=options)], size=150).load()
+    assert len({question.text_hash for question in questions.train}) == 150
+    assert questions.left_out["reasoning_gym task 'chain_sum': its question repeats another"] > 0
+
+
+def test_a_task_that_draws_from_the_global_generator_is_repeatable(told):
+    random.seed(5)
+    first = gym(told, [TaskConfig(name="codeio")], size=3).load()
+    random.seed(6)
+    assert gym(told, [TaskConfig(name="codeio")], size=3).load() == first
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "message"),
+    [
+        (
+            TaskConfig(name="chain_sun"),
+            5,
+            "reasoning_gym task 'chain_sun': is unknown; did you mean 'chain_sum'?",
+        ),
+        (
+            TaskConfig(name="chain_sum", options={"max_term": 3}),
+            5,
+            "reasoning_gym task 'chain_sum': option 'max_term' is unknown; did you mean 'max_terms'?",
+        ),
+        (
+            TaskConfig(name="chain_sum", options={"min_terms": 9}),
+            5,
+            "reasoning_gym task 'chain_sum': cannot be made with {\"min_terms\": 9}: "
+            "max_terms must be >= min_terms",
+        ),
+        (
+            TaskConfig(
+                name="chain_sum", options={"min_terms": 1, "max_terms": 1, "min_digits": 1, "max_digits": 1}
+            ),
+            11,
+            "reasoning_gym task 'chain_sum': gave 10 distinct questions in 320 tries, not 11; lower size or "
+            "weight, or widen the task's options",
+        ),
+    ],
+)
+def test_impossible_tasks_are_named_with_what_is_wrong(told, task, size, message):
+    with pytest.raises(DataError) as caught:
+        gym(told, [task], size=size).load()
+    assert str(caught.value) == message
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.fractions(),
+    lambda parts: (
+        st.lists(parts)
+        | st.lists(parts).map(tuple)
+        | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers()), parts)
+        | st.sets(st.integers(), max_size=1)
+    ),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_gym_entries_come_back_from_json_as_they_were(value):
+    assert repr(from_json(json.loads(json.dumps(to_json(value))))) == repr(value)
+
+
+# all of them
+
+
+@pytest.mark.parametrize(
+    "component", [(Files, FilesConfig), (HuggingFace, HuggingFaceConfig), (ReasoningGym, ReasoningGymConfig)]
+)
+def test_every_example_loads(component, tmp_path, told):
+    plugin, config_class = component
+    config = config_class.example(tmp_path)
+    assert config_class.model_validate_json(config.model_dump_json()) == config
+    questions = plugin(config, told.context(tmp_path)).load()
+    assert len(questions.train) >= 10
+    assert config.num_questions() in (None, len(questions.train))
+    assert told == []
