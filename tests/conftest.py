@@ -9,6 +9,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# Every call of the mathematics is checked against the shapes that it declares. The records are not: several tests
-# make broken ones on purpose, to see what the engine says.
+# Every call of the mathematics is checked against the shapes that it declares. The records are not: some
+# tests make broken ones on purpose, to see what the engine says.
 install_import_hook(["dteframe.objectives.grpo", "dteframe.estimators.attention_math"], "beartype.beartype")
