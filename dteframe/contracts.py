@@ -336,6 +336,15 @@ class ObjectiveConfig(PluginConfig):
     num_minibatches: int = Field(default=1, ge=1)
     """Optimizer steps per pass; each minibatch holds fresh and replayed groups in the batch's proportion."""
 
+    def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
+        """Refuse more minibatches than groups: some would be empty."""
+        if self.num_minibatches > arithmetic.questions_per_step:
+            yield (
+                "num_minibatches",
+                f"{self.num_minibatches} minibatches need at least as many groups, but "
+                f"training.questions_per_step is {arithmetic.questions_per_step}",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
@@ -403,7 +412,10 @@ class TrackerConfig(PluginConfig):
 
 
 class Tracker(Component):
-    """Who is told? Implements any of the watching hooks as methods with ``@hookimpl``."""
+    """Who is told?
+
+    Implements any of the watching hooks (``dteframe.hookspecs``) as methods with ``@hookimpl``.
+    """
 
     kind = "tracker"
     config: TrackerConfig

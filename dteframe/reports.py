@@ -129,7 +129,9 @@ class UpdateReport(StageReport):
     sampler_logprob_difference_max_nats: float | None
     """Largest difference of sampler and trainer log-probs on fresh tokens before the first optimizer step."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """The objective's own figures: means over the tokens that ran."""
+    """The objective's own figures, means over the tokens that ran; and of the replayed tokens' importance
+    weights ``replayed_importance_weight_mean`` and ``replayed_effective_sample_fraction`` (1: all count
+    alike)."""
 
 
 @dataclass(frozen=True, slots=True)

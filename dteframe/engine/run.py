@@ -36,7 +36,7 @@ DEFAULT_CACHE = "~/.cache/dteframe"
 
 def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resume: bool) -> RunSummary:
     """Train in ``runs_folder/NAME``; with ``resume``, go on from the newest whole checkpoint."""
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is untyped
     recipe = loaded.recipe
     folder = runs_folder / recipe.name
     open_run_folder(folder, recipe, registry, resume=resume)

@@ -22,6 +22,8 @@ class Sizes:
     num_key_value_heads: int
     max_position_embeddings: int
     tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    """Standard deviation of the first weights."""
 
 
 def default_intermediate_size(hidden_size: int) -> int:
@@ -56,6 +58,7 @@ def untrained_module(
         num_key_value_heads=sizes.num_key_value_heads,
         max_position_embeddings=sizes.max_position_embeddings,
         tie_word_embeddings=sizes.tie_word_embeddings,
+        initializer_range=sizes.initializer_range,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

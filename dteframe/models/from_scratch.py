@@ -41,6 +41,9 @@ class FromScratchConfig(ModelConfig):
     """Tokens that the model reads at most, prompt and completion together."""
     tie_word_embeddings: bool = True
     """Whether input and output share one embedding matrix."""
+    initializer_range: float = Field(default=0.05, gt=0)
+    """Standard deviation of the first weights. Large models take 0.02, with which a width of 64 hardly learns
+    in the few hundred steps of a warm-up (docs/experiments.md)."""
     seed: int | None = Field(default=None, ge=0)
     """Of the first weights and the warm-up's order; None for the recipe's seed."""
     warm_up: WarmUpConfig = WarmUpConfig()
@@ -61,6 +64,7 @@ class FromScratchConfig(ModelConfig):
             num_key_value_heads=self.num_key_value_heads or self.num_heads,
             max_position_embeddings=self.max_position_embeddings,
             tie_word_embeddings=self.tie_word_embeddings,
+            initializer_range=self.initializer_range,
         )
 
     def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:

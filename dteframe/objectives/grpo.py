@@ -6,7 +6,6 @@ methods alone, so that this file is read without importing torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
@@ -15,7 +14,6 @@ from pydantic import Field
 
 from dteframe.contracts import Component, LossInputs, LossOutputs, Objective, ObjectiveConfig
 from dteframe.hookspecs import hookimpl
-from dteframe.records import BatchArithmetic
 
 if TYPE_CHECKING:
     import torch
@@ -47,15 +45,6 @@ class GRPOConfig(ObjectiveConfig):
     or the policy at the start of the step ("proximal", its code)."""
     importance_cap: float | None = Field(default=2.0, gt=0)
     """Upper bound of a token's weight, proximal over behaviour probability; None is no bound."""
-
-    def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
-        """Refuse more minibatches than groups: some would be empty."""
-        if self.num_minibatches > arithmetic.questions_per_step:
-            yield (
-                "num_minibatches",
-                f"{self.num_minibatches} minibatches need at least as many groups, but "
-                f"training.questions_per_step is {arithmetic.questions_per_step}",
-            )
 
 
 @final
@@ -168,7 +157,7 @@ def kl_nats(log_ratios: torch.Tensor) -> torch.Tensor:
 
     Source: the k3 estimator of http://joschu.net/blog/kl-approx.html, as in GRPO and TRL.
     """
-    return log_ratios.exp() - log_ratios - 1
+    return log_ratios.expm1() - log_ratios
 
 
 def aggregate(losses: torch.Tensor, inputs: LossInputs, loss_type: str) -> torch.Tensor:

@@ -76,12 +76,6 @@ def _all(sections: Sections) -> Iterator[Contradiction]:
     yield from _replay(sections, sections.training, arithmetic)
     for path, config in sections.configs.items():
         yield from _own(path, config, arithmetic)
-    if sections.objective is not None and sections.objective.num_minibatches > arithmetic.questions_per_step:
-        yield (
-            ("objective", "num_minibatches"),
-            f"{sections.objective.num_minibatches} minibatches need at least as many groups, but "
-            f"training.questions_per_step is {arithmetic.questions_per_step}",
-        )
     if sections.dataset is not None:
         yield from _pool(sections.dataset, sections.training, arithmetic)
 
