@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -81,6 +82,8 @@ def run(  # noqa: PLR0913  # one parameter per option of the command
     with _telling_errors(debug):
         loaded, registry = _loaded(recipe, overrides, plugins)
         _announce_local_plugins(registry)
+        # Read when torch is loaded: threads that spin while they wait cost a busy machine many times the work.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from dteframe.engine.run import run_recipe
 
         summary = run_recipe(loaded, registry, runs, resume)

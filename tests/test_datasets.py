@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from dteframe import Context, DataError
 from dteframe.datasets.files import Files, FilesConfig
-from dteframe.datasets.gym_entries import from_json, to_json
 from dteframe.datasets.huggingface import HuggingFace, HuggingFaceConfig
 from dteframe.datasets.reasoning_gym import ReasoningGym, ReasoningGymConfig, TaskConfig
+from dteframe.gym_entries import from_json, to_json
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 ROWS = [{"question": f"{left}+1=", "answer": left + 1, "level": left} for left in range(4)]

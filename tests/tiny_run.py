@@ -25,7 +25,7 @@ training:
   num_generations_eval: 2
   checkpoint_every: 2
   device: cpu
-model: {type: from_scratch, hidden_size: 32, num_layers: 1, num_heads: 2, warm_up: {steps: 20, batch_size: 16}}
+model: {type: from_scratch, hidden_size: 32, num_layers: 1, num_heads: 2, warm_up: {steps: 20}}
 dataset: {type: list_operations, size: 64, chain_lengths: [1, 2], list_length: 2}
 reward: {type: format, pattern: "^[^0-9]*[0-4]"}
 estimator: {type: attention, reference_size: 8, embeddings: {type: policy}}

@@ -12,8 +12,8 @@ from typing import Any, Self
 from pydantic import field_validator, model_validator
 
 from dteframe import DataError, DatasetConfig, Message, Question
+from dteframe.answer_pattern import AnswerPattern
 from dteframe.records import JsonValue
-from dteframe.rewards.answer_pattern import AnswerPattern
 
 MOST_NAMED = 5
 """Rows that a message names; the rest it counts."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dteframe import Component, DataError, Dataset, Question, Questions, hookimpl
 from dteframe.datasets.columns import PromptConfig
-from dteframe.datasets.gym_entries import make_task, to_json
+from dteframe.gym_entries import make_task, to_json
 
 MOST_TRIES = 20
 """Entries generated per question wanted, at most: a task that repeats itself more has too few questions."""

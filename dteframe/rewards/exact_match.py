@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, final
 
 from dteframe import Completion, Component, Context, Question, Reward, RewardConfig, hookimpl
-from dteframe.rewards.answer_pattern import AnswerPattern, last_answer
+from dteframe.answer_pattern import AnswerPattern, last_answer
 
 
 class ExactMatchConfig(RewardConfig):

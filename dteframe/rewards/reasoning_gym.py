@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, final
 from pydantic import Field
 
 from dteframe import Completion, Component, Context, DataError, Question, Reward, RewardConfig, hookimpl
-from dteframe.datasets.gym_entries import from_json, make_task
-from dteframe.rewards.answer_pattern import AnswerPattern, last_answer
+from dteframe.answer_pattern import AnswerPattern, last_answer
+from dteframe.gym_entries import from_json, make_task
 
 if TYPE_CHECKING:
     from reasoning_gym.factory import ProceduralDataset
