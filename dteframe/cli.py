@@ -82,7 +82,7 @@ def run(  # noqa: PLR0913  # one parameter per option of the command
     with _telling_errors(debug):
         loaded, registry = _loaded(recipe, overrides, plugins)
         _announce_local_plugins(registry)
-        # Read when torch is loaded: threads that spin while they wait cost a busy machine many times the work.
+        # torch reads it when it is loaded: threads that spin while they wait cost a busy machine dearly.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from dteframe.engine.run import run_recipe
 
