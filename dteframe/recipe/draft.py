@@ -61,8 +61,8 @@ class Draft:
                 return found
         return Place((0, 1, 1), f"{self.file}:1:1")
 
-    def section_paths(self) -> list[KeyPath]:
-        """List where plugins are configured: ``("model",)``, ..., ``("tracker", 0)``."""
+    def typed_paths(self) -> list[KeyPath]:
+        """List what may have a type: plugins, ``("model",)`` or ``("tracker", 0)``, and sections in them."""
         found: list[KeyPath] = []
         for kind in KINDS:
             value = self.values.get(kind)
@@ -70,6 +70,10 @@ class Draft:
                 found.extend((kind, index) for index in range(len(value)))
             elif kind in self.values:
                 found.append((kind,))
+        for path in list(found):
+            section = self.at(path)
+            if isinstance(section, Mapping):
+                found.extend((*path, key) for key, value in section.items() if isinstance(value, Mapping))
         return found
 
     def at(self, path: KeyPath) -> Any:

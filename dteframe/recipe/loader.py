@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel
 
@@ -61,7 +61,7 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Loa
     Args:
         path: the YAML file.
         overrides: ``key.sub=value``, the value as in YAML; an override of a section's ``type`` drops the
-            file's keys that the new plugin does not have, each with a note.
+            file's keys that the new one does not have, each with a note.
         registry: the plugins that a recipe may name.
 
     Raises:
@@ -75,7 +75,7 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Loa
     draft = read_draft(str(path), data)
     recipe: Recipe | None = None
     if draft.is_readable:
-        types_of_file = {where: draft.type_of(where) for where in draft.section_paths()}
+        types_of_file = {where: draft.type_of(where) for where in draft.typed_paths()}
         apply_overrides(draft, overrides)
         _drop_keys_of_former_types(draft, types_of_file, registry)
         recipe = _Checker(draft, registry).recipe()
@@ -89,22 +89,39 @@ def _drop_keys_of_former_types(
     draft: Draft, types_of_file: dict[KeyPath, str | None], registry: Registry
 ) -> None:
     """Where an override changed ``type``, drop the file's keys that the new plugin lacks; note each."""
-    for where in draft.section_paths():
+    for where in draft.typed_paths():
         former = types_of_file.get(where, types_of_file.get(where[:1]) if where[1:] == (0,) else None)
-        name = draft.type_of(where)
-        if former in (None, name) or name is None or name not in registry.names(str(where[0])):
+        config = _config_at(draft, where, registry)
+        if former in (None, draft.type_of(where)) or config is None:
             continue
-        known = registry.get(str(where[0]), name).config.model_fields
+        known = config.model_fields
         section = draft.at(where)
         for key in [key for key in section if key not in known]:
             place = draft.place_of((*where, key), about_key=True)
             if not place.is_override:
                 del section[key]
                 cause = draft.place_of((*where, "type")).text
+                owner = dotted(tuple(part for part in where if isinstance(part, str)))
                 draft.notes.append(
                     f"{place.text}: {dotted((*where, key))}: dropped; "
-                    f"{where[0]} {name!r} has no such key ({cause})"
+                    f"{owner} {draft.type_of(where)!r} has no such key ({cause})"
                 )
+
+
+def _config_at(draft: Draft, where: KeyPath, registry: Registry) -> type[BaseModel] | None:
+    """Find the configuration class of a section by its type; None where no class has that type."""
+    name, kind = draft.type_of(where), str(where[0])
+    if len(where) == 1 or isinstance(where[-1], int):
+        return registry.get(kind, name).config if name in registry.names(kind) else None
+    outer = _config_at(draft, where[:-1], registry)
+    option = outer.model_fields.get(str(where[-1])) if outer is not None else None
+    classes = get_args(option.annotation) if option is not None else ()
+    models = [found for found in classes if isinstance(found, type) and issubclass(found, BaseModel)]
+    return next((model for model in models if _type_of(model) == name), None)
+
+
+def _type_of(model: type[BaseModel]) -> object:
+    return model.model_fields["type"].default if "type" in model.model_fields else None
 
 
 class _Checker:
