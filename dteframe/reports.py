@@ -199,7 +199,9 @@ class StepReport:
     step: int
     """Training steps done, this one included."""
     max_steps: int
+    """Steps of the whole run."""
     stages: tuple[StageReport, ...]
+    """What happened in the step, stage by stage."""
 
     def metrics(self) -> dict[str, MetricValue]:
         """Give the flat row: ``step`` and ``stage/figure``."""
@@ -214,14 +216,21 @@ class RunReport:
     """What is known when a run starts."""
 
     name: str
+    """The recipe's."""
     run_folder: Path
+    """Where everything is written."""
     device: str
+    """``cpu``, ``cuda`` or ``cuda:N``."""
     num_parameters: int
+    """Of the policy."""
     num_train_questions: int
+    """Questions that can be asked in training."""
     num_evaluation_questions: int
+    """Questions held out."""
     left_out: Mapping[str, int]
     """Questions that were left out, counted by reason."""
     arithmetic: BatchArithmetic
+    """Questions, completions and steps."""
     first_step: int
     """0, or the step of the checkpoint that is resumed."""
 
@@ -235,9 +244,11 @@ class PlanReport:
     question_ids: tuple[str, ...]
     """The chosen questions in the order in which they are asked."""
     reused_reference_ids: tuple[str, ...]
+    """References whose groups the first step trains on."""
     estimate: SuccessEstimate
     """Restricted to the chosen questions."""
     figures: EstimateReport
+    """The same plan as metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +256,15 @@ class GroupsReport:
     """Groups that were answered and scored, or replayed."""
 
     step: int
+    """The step that asked them; 0 for the evaluation before training."""
     groups: tuple[Group, ...]
+    """One per question."""
     prompts: Mapping[str, str]
     """Prompt text by question id."""
     answers: Mapping[str, str]
     """Gold answer by question id."""
     is_replayed: bool
+    """Whether they were drawn from the replay buffer, not generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +272,11 @@ class RunSummary:
     """How a run ended; ``dteframe run --json`` prints it."""
 
     name: str
+    """The recipe's."""
     run_folder: Path
+    """Where everything was written."""
     steps: int
+    """Training steps done."""
     success_rate_before: float | None
     """Held-out success rate before training."""
     success_rate_after: float | None
@@ -269,6 +286,10 @@ class RunSummary:
     reference_pearson: float | None
     """Mean over plans of the correlation of predictions with the references measured next."""
     seconds_by_stage: Mapping[str, float]
+    """Wall-clock over stops and resumes."""
     tokens_by_purpose: Mapping[str, int]
+    """Generated tokens by what they were for."""
     left_out: Mapping[str, int]
+    """Questions that were left out, counted by reason."""
     warnings: tuple[str, ...]
+    """Everything that was warned of, in order."""
