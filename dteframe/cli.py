@@ -219,8 +219,8 @@ def _telling_errors(debug: bool) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort):
         raise
-    except KeyboardInterrupt:
-        _say(["interrupted"])
+    except KeyboardInterrupt as interrupt:
+        _say(["interrupted", *getattr(interrupt, "__notes__", [])])
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001  # the last place where an error can be put into words
         if debug:

@@ -1,6 +1,7 @@
 """Runs of a tiny recipe with every stage in it: what they write, that they repeat, that they resume."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -135,16 +136,20 @@ def plugins_with_killer(folder, hook, condition):
 def test_a_run_killed_between_checkpoints_and_resumed_equals_the_uninterrupted_one(
     finished, tmp_path, hook, condition
 ):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         run_tiny(tmp_path, plugins=plugins_with_killer(tmp_path, hook, condition))
+    assert re.search(
+        r"runs/tiny: the same command with --resume goes on from step_00000[24]$", caught.value.__notes__[-1]
+    )
     run_tiny(tmp_path, resume=True)
     assert_same_run(finished, tmp_path)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(finished, tmp_path):
     plugins = plugins_with_killer(tmp_path, "dteframe_step_finished(report)", "report.step == 1")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         run_tiny(tmp_path, plugins=plugins)
+    assert caught.value.__notes__[-1].endswith("starts over: there is no checkpoint yet")
     run_tiny(tmp_path, resume=True)
     assert_same_run(finished, tmp_path)
 

@@ -43,7 +43,7 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
     progress = Progress()
     context = _context(recipe, folder, registry.hooks, progress)
     parts = assemble(recipe, registry, context)
-    with _listening(parts, registry.hooks):
+    with _listening(parts, registry.hooks), _saying_how_to_go_on(folder):
         setup = _set_up(recipe, context, parts, registry.hooks)
         checkpoint = newest_checkpoint(folder, context.warn) if resume else None
         if checkpoint is not None:
@@ -160,6 +160,20 @@ def _device(recipe: Recipe) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Add to whatever ends a run early what is left of it."""
+    try:
+        yield
+    except BaseException as error:
+        checkpoints = sorted(path.name for path in folder.glob("checkpoints/step_*"))
+        where = (
+            f"goes on from {checkpoints[-1]}" if checkpoints else "starts over: there is no checkpoint yet"
+        )
+        error.add_note(f"{folder}: the same command with --resume {where}")
+        raise
 
 
 @contextmanager

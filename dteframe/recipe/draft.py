@@ -83,6 +83,11 @@ class Draft:
             value = value[part]
         return value
 
+    def has(self, path: KeyPath) -> bool:
+        """Whether there is a value at a path whose section exists."""
+        section = self.at(path[:-1])
+        return path[-1] in section if isinstance(section, Mapping) else True
+
     def type_of(self, path: KeyPath) -> str | None:
         """Give the plugin that a section names, if it is a section that names one."""
         section = self.at(path)

@@ -90,6 +90,8 @@ def _drop_keys_of_former_types(
 ) -> None:
     """Where an override changed ``type``, drop the file's keys that the new plugin lacks; note each."""
     for where in draft.typed_paths():
+        if not draft.has(where):  # It was dropped with the section that it stood in.
+            continue
         former = types_of_file.get(where, types_of_file.get(where[:1]) if where[1:] == (0,) else None)
         config = _config_at(draft, where, registry)
         if former in (None, draft.type_of(where)) or config is None:
