@@ -253,7 +253,7 @@ def _count_rows(path: Path, config: FilesConfig) -> int | None:
         file = pyarrow.parquet.ParquetFile(path)
         if config.split_column is None:
             return int(file.metadata.num_rows)
-        splits = file.read(columns=[config.split_column]).column(0).to_pylist()
+        splits = file.read(columns=[config.split_column]).column(config.split_column).to_pylist()
         return sum(written(split) == config.train_split for split in splits)
     is_counted_by_line = path.suffix.lower() in (".jsonl", ".ndjson") and config.split_column is None
     if not is_counted_by_line or path.stat().st_size > MOST_BYTES_COUNTED:
