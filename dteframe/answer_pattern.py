@@ -25,8 +25,15 @@ AnswerPattern: TypeAlias = Annotated[str, AfterValidator(_has_one_group)]
 
 
 def last_answer(pattern: re.Pattern[str], text: str) -> str | None:
-    """Give the group of the last match, or None where nothing matches."""
+    """Give the group of the last match, or None where nothing matches.
+
+    A match of nothing does not count: ``(.*)$`` matches once more behind the last character.
+
+    >>> last_answer(re.compile("([0-9]*)$"), "6 + 1 = 7")
+    '7'
+    """
     found = None
     for match in pattern.finditer(text):
-        found = match.group(1)
+        if match.group():
+            found = match.group(1)
     return found

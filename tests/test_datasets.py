@@ -91,6 +91,12 @@ def test_columns_are_those_that_the_options_name(tmp_path, told):
     )
 
 
+def test_the_last_match_of_the_pattern_is_the_gold_answer_as_in_rewards(tmp_path, told):
+    rows = [{"question": "2*3+1", "answer": "2*3 is 6, 6+1 is 7"}]
+    config = FilesConfig(path=write_lines(tmp_path / "x.jsonl", rows), answer_pattern="([0-9]+)")
+    assert load(config, told, tmp_path).train[0].answer == "7"
+
+
 def test_a_csv_answer_stays_as_it_is_written(tmp_path, told):
     (tmp_path / "x.csv").write_text('question,answer\n"two\nlines",007\n')
     (question,) = load(FilesConfig(path=str(tmp_path / "x.csv")), told, tmp_path).train
@@ -140,6 +146,14 @@ def test_a_glob_reads_its_files_in_order(tmp_path, told):
     config = FilesConfig(path=str(tmp_path / "*.jsonl"))
     assert [question.id for question in load(config, told, tmp_path).train] == ["a-0", "b-0"]
     assert config.num_questions() == 2
+
+
+def test_a_split_column_that_a_parquet_file_lacks_is_left_to_loading(tmp_path, told):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "x.parquet")
+    config = FilesConfig(path=str(tmp_path / "x.parquet"), split_column="part")
+    assert config.num_questions() is None
+    with pytest.raises(DataError, match="x.parquet: split_column 'part' is missing"):
+        load(config, told, tmp_path)
 
 
 def test_values_that_are_no_json_are_written_or_told_of(tmp_path, told):

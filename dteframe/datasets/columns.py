@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import field_validator, model_validator
 
 from dteframe import DataError, DatasetConfig, Message, Question
-from dteframe.answer_pattern import AnswerPattern
+from dteframe.answer_pattern import AnswerPattern, last_answer
 from dteframe.records import JsonValue
 
 MOST_NAMED = 5
@@ -147,8 +147,7 @@ class TableReader:
         answer = written(row.get(self._config.answer_column)).strip()
         if self._pattern is None or not answer:
             return answer
-        found = self._pattern.search(answer)
-        return (found.group(1) or "").strip() if found else ""
+        return (last_answer(self._pattern, answer) or "").strip()
 
     def _reason(self, row: Mapping[str, Any], text: str) -> str:
         if not text:
