@@ -1,6 +1,7 @@
 import json
 import math
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,11 @@ def test_case_and_whitespace_count_unless_told_otherwise(told):
     assert ExactMatch(config, told.context()).score(answer, texts) == [1, 1, 1]
     config = ExactMatchConfig(ignore_whitespace="none")
     assert ExactMatch(config, told.context()).score(answer, texts) == [0, 0, 0]
+
+
+def test_a_match_of_nothing_behind_the_text_is_no_answer(told):
+    reward = ExactMatch(ExactMatchConfig(answer_pattern="(.*)$"), told.context())
+    assert reward.score(question("7"), completions("7", "so\n7", "")) == [1, 1, 0]
 
 
 def test_a_group_that_took_no_part_in_the_match_is_no_answer(told):
@@ -144,7 +150,15 @@ def test_the_last_closed_box_is_found_through_nested_braces():
     assert last_box(r"\boxed{1} and \boxed{\frac{a}{b}} end") == r"\frac{a}{b}"
     assert last_box(r"\boxed{\{1,2\}}") == r"\{1,2\}"
     assert last_box(r"\fbox {7} \boxed{8") == "7"
+    assert last_box(r"{ \boxed{7} } \boxed{8") == "7"
+    assert last_box(r"\boxed{\frac{1}{2}") is None
     assert last_box("no box") is None
+
+
+def test_a_completion_of_open_boxes_alone_is_searched_in_one_pass():
+    begin = time.process_time()
+    assert last_box(r"\boxed{" * 20_000) is None
+    assert time.process_time() - begin < 1.0
 
 
 def test_gold_answers_that_cannot_be_scored_are_problems(told):

@@ -40,6 +40,7 @@ UNBOUNDED = (
 )
 """What sympy may work on for minutes, or fill the memory with, however short it is."""
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"(?<!\\)[{}]")
 
 
 class MathVerifyConfig(RewardConfig):
@@ -135,14 +136,17 @@ class MathVerify(Reward):
 
 def last_box(text: str) -> str | None:
     r"""Give the contents of the last ``\boxed{}`` or ``\fbox{}`` that is closed, or None."""
-    for start in reversed([found.end() for found in BOX.finditer(text)]):
-        depth = 1
-        for place in range(start, len(text)):
-            if text[place] in "{}" and text[place - 1] != "\\":
-                depth += 1 if text[place] == "{" else -1
-                if depth == 0:
-                    return text[start:place]
-    return None
+    box_starts = {found.end() for found in BOX.finditer(text)}
+    open_starts: list[int] = []
+    last: tuple[int, int] | None = None
+    for brace in BRACE.finditer(text):
+        if brace.group() == "{":
+            open_starts.append(brace.end())
+        elif open_starts:
+            start = open_starts.pop()
+            if start in box_starts and (last is None or start > last[0]):
+                last = start, brace.start()
+    return None if last is None else text[last[0] : last[1]]
 
 
 def _parse(text: str) -> list[sympy.Basic | str]:
