@@ -24,6 +24,7 @@ from typing import Annotated, Final, Literal, NamedTuple, Self, TypeAlias, final
 from pydantic import Field, model_validator
 
 from dteframe import Component, Dataset, DatasetConfig, Question, Questions, hookimpl
+from dteframe.datasets.mixture import divided
 
 Digits: TypeAlias = tuple[int, ...]
 OperationName: TypeAlias = Literal[
@@ -106,14 +107,9 @@ class ListOperationsConfig(DatasetConfig):
         return int(10**self.list_length) * math.perm(len(self.operations), chain_length)
 
     def num_questions_by_chain_length(self) -> dict[int, int]:
-        """Divide ``size`` over the chain lengths; what is left over goes to the largest remainders."""
+        """Divide ``size`` over the chain lengths by weight."""
         weights = self.chain_length_weights or [1.0] * len(self.chain_lengths)
-        shares = [self.size * weight / sum(weights) for weight in weights]
-        counts = [int(share) for share in shares]
-        by_remainder = sorted(range(len(shares)), key=lambda index: counts[index] - shares[index])
-        for index in by_remainder[: self.size - sum(counts)]:
-            counts[index] += 1
-        return dict(zip(self.chain_lengths, counts, strict=True))
+        return dict(zip(self.chain_lengths, divided(self.size, weights), strict=True))
 
     def num_questions(self) -> int:
         """Give ``size``."""

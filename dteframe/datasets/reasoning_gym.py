@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from dteframe import Component, DataError, Dataset, Question, Questions, hookimpl
+from dteframe import Component, DataError, Dataset, PluginConfig, Question, Questions, hookimpl
 from dteframe.datasets.columns import PromptConfig
+from dteframe.datasets.mixture import divided
 from dteframe.gym_entries import make_task, to_json
 
 MOST_TRIES = 20
@@ -25,7 +26,7 @@ REPORT_EVERY = 500
 class TaskConfig(BaseModel):
     """One task of the mixture."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = PluginConfig.model_config
 
     name: str = Field(min_length=1)
     """reasoning-gym's name of the task: ``chain_sum``, ``letter_counting``, ..."""
@@ -47,14 +48,8 @@ class ReasoningGymConfig(PromptConfig):
     """Of the questions; another seed gives other questions, whatever the recipe's seed."""
 
     def num_questions_by_task(self) -> list[int]:
-        """Divide ``size`` over the tasks by weight; what is left over goes to the largest remainders."""
-        total = sum(task.weight for task in self.tasks)
-        shares = [self.size * task.weight / total for task in self.tasks]
-        counts = [int(share) for share in shares]
-        by_remainder = sorted(range(len(shares)), key=lambda index: counts[index] - shares[index])
-        for index in by_remainder[: self.size - sum(counts)]:
-            counts[index] += 1
-        return counts
+        """Divide ``size`` over the tasks by weight."""
+        return divided(self.size, [task.weight for task in self.tasks])
 
     def num_questions(self) -> int:
         """Give ``size``."""
