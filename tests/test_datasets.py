@@ -140,6 +140,14 @@ def test_splits_by_a_column_or_by_a_path_keep_evaluation_apart(tmp_path, told):
     assert len(questions.train) == 3
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, told, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_lines(tmp_path / "sums" / "train.jsonl", ROWS)
+    files = Files(FilesConfig(path="~/sums/*.jsonl"), told.context(tmp_path))
+    hugging_face = HuggingFace(HuggingFaceConfig(path="~/sums"), told.context(tmp_path))
+    assert len(files.load().train) == len(hugging_face.load().train) == len(ROWS)
+
+
 def test_a_glob_reads_its_files_in_order(tmp_path, told):
     for name in ("b", "a"):
         write_lines(tmp_path / f"{name}.jsonl", ROWS[:1])

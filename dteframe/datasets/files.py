@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def find_files(path: str | Sequence[str]) -> list[Path]:
         DataError: a file is absent, a glob matches nothing, a file occurs twice, or its format is unknown.
     """
     found: list[Path] = []
-    for part in [path] if isinstance(path, str) else path:
+    for part in (os.path.expanduser(part) for part in ([path] if isinstance(path, str) else path)):
         if glob.has_magic(part) and not Path(part).exists():
             matches = [
                 Path(match) for match in sorted(glob.glob(part, recursive=True)) if Path(match).is_file()

@@ -63,14 +63,14 @@ class HuggingFace(Dataset):
         return reader.read(rows, table.column_names, f"{self.config.path}, {option} {split!r}", split)
 
     def _load_split(self, split: str, option: str) -> Table:
-        folder = Path(self.config.path)
+        folder = Path(self.config.path).expanduser()
         if folder.is_file():
             raise DataError(
                 f"{folder}: is a file; dataset type 'files' reads it, 'huggingface' wants a folder or hub id"
             )
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return self._load_saved(folder, split, option)
-        return self._load_from_hub_or_files(split, option)
+        return self._load_from_hub_or_files(folder, split, option)
 
     def _load_saved(self, folder: Path, split: str, option: str) -> Table:
         import datasets
@@ -84,14 +84,14 @@ class HuggingFace(Dataset):
             raise DataError(f"{folder}: {option} {split!r} is missing{_nearest(split, list(splits))}")
         return splits[split]
 
-    def _load_from_hub_or_files(self, split: str, option: str) -> Table:
+    def _load_from_hub_or_files(self, folder: Path, split: str, option: str) -> Table:
         import datasets
 
         config = self.config
-        is_local = Path(config.path).is_dir()
+        is_local = folder.is_dir()
         try:
             return datasets.load_dataset(
-                config.path,
+                str(folder) if is_local else config.path,
                 name=config.config_name,
                 revision=config.revision,
                 split=split,
