@@ -13,7 +13,7 @@ from dteframe import BatchArithmetic, Context, DataError, Policy, Question
 from dteframe.models.architectures import Sizes, untrained_module
 from dteframe.models.characters import character_tokenizer
 from dteframe.models.from_scratch import FromScratch, FromScratchConfig
-from dteframe.models.pretrained import Pretrained, PretrainedConfig
+from dteframe.models.pretrained import Pretrained, PretrainedConfig, put_in_place
 from dteframe.models.warm_up import WarmUpConfig, learning_rate_at, solution_loss, worked_examples
 from dteframe.rollouts.transformers import end_token_ids
 from dteframe.testing.tiny import tiny_policy, tiny_questions
@@ -457,6 +457,16 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"something else" * 100)
     message = refusal_of(tmp_path, tmp_path, gguf_file="a.gguf")
     assert message.startswith(f"model 'pretrained': {str(tmp_path)!r} cannot be loaded: ")
+
+
+def test_of_two_runs_that_unpack_the_same_file_the_first_wins(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "made_by").write_text(name)
+        put_in_place(tmp_path / name, tmp_path / "folder")
+    assert (tmp_path / "folder" / "made_by").read_text() == "first"
+    with pytest.raises(OSError):
+        put_in_place(tmp_path / "second", tmp_path / "no" / "folder")
 
 
 @pytest.mark.slow

