@@ -72,8 +72,9 @@ def sampled_distribution(
     kept = np.ones(len(order), dtype=bool)
     if sampling.top_k:
         kept[order[sampling.top_k :]] = False
-    before = np.cumsum(probabilities[order]) - probabilities[order]
-    kept[order[before >= sampling.top_p]] = False
+    if sampling.top_p < 1:
+        before = np.cumsum(probabilities[order]) - probabilities[order]
+        kept[order[before >= sampling.top_p]] = False
     kept[probabilities < sampling.min_p * probabilities.max()] = False
     cut = np.where(kept, probabilities, 0.0)
     distribution: Float[np.ndarray, "vocabulary"] = cut / cut.sum()

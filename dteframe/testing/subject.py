@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -112,7 +112,7 @@ def completion_of(text: str) -> Completion:
 
 def copy_of_group(group: Group) -> Group:
     """Copy a group with all of its arrays."""
-    return Group.from_state(_copied(replace(group).to_state()))
+    return Group.from_state(_copied(group.to_state()))
 
 
 def _copied(value: Any) -> Any:

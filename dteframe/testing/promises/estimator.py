@@ -117,12 +117,11 @@ def _started(subject: Subject) -> tuple[Estimator, tuple[Question, ...]]:
 
 
 def _plan(estimator: Estimator, pool: Sequence[Question], version: int) -> SuccessEstimate:
-    """Do what the engine does for a plan: roll out the references, then predict; then train on some."""
+    """Do what the engine does for a plan: roll out the references, then predict."""
     references = list(estimator.references(np.random.default_rng(version)))
     if references:
         estimator.observe(_measured(references, version, "reference"))
-    estimate = estimator.predict(version)
-    return estimate
+    return estimator.predict(version)
 
 
 def _measured(ids: Sequence[str], version: int, purpose: Purpose) -> Observation:
