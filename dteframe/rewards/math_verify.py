@@ -41,6 +41,8 @@ UNBOUNDED = (
 """What sympy may work on for minutes, or fill the memory with, however short it is."""
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"(?<!\\)[{}]")
+EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*{1,3}|__|`)(?=[^\s*])(.+?)(?<=[^\s*])\1(?![\w(*])")
+"""Markdown around words: ``**72**`` is 72 and no power, ``2**3`` is one."""
 
 
 class MathVerifyConfig(RewardConfig):
@@ -95,7 +97,7 @@ class MathVerify(Reward):
         boxed = last_box(text)
         if boxed is not None:
             return f"\\boxed{{{boxed}}}"
-        return "" if self.config.require_box else text[-self.config.max_answer_length :]
+        return "" if self.config.require_box else EMPHASIS.sub(r"\2", text[-self.config.max_answer_length :])
 
     def _compare(self, question: Question, gold: list[sympy.Basic | str], answer: str) -> float:
         if not answer.strip() or not gold:
