@@ -34,7 +34,7 @@ class ExactMatch(Reward):
 
     config: ExactMatchConfig
 
-    def __init__(self, config: Any, context: Context) -> None:
+    def __init__(self, config: ExactMatchConfig, context: Context) -> None:
         """Compile the pattern once."""
         super().__init__(config, context)
         pattern = self.config.answer_pattern

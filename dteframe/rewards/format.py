@@ -42,7 +42,7 @@ class Format(Reward):
 
     config: FormatConfig
 
-    def __init__(self, config: Any, context: Context) -> None:
+    def __init__(self, config: FormatConfig, context: Context) -> None:
         """Compile the pattern once."""
         super().__init__(config, context)
         pattern = re.compile(self.config.pattern, re.DOTALL)

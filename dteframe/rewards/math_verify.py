@@ -66,7 +66,7 @@ class MathVerify(Reward):
 
     config: MathVerifyConfig
 
-    def __init__(self, config: Any, context: Context) -> None:
+    def __init__(self, config: MathVerifyConfig, context: Context) -> None:
         """Start without parsed answers; each gold answer is parsed once."""
         super().__init__(config, context)
         self._parsed_gold: dict[str, list[sympy.Basic | str]] = {}

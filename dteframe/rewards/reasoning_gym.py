@@ -44,7 +44,7 @@ class ReasoningGymReward(Reward):
 
     config: ReasoningGymRewardConfig
 
-    def __init__(self, config: Any, context: Context) -> None:
+    def __init__(self, config: ReasoningGymRewardConfig, context: Context) -> None:
         """Start without tasks; each is built when its first question is scored."""
         super().__init__(config, context)
         pattern = self.config.answer_pattern
