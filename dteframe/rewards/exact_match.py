@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import Literal, Self, final
 
 from dteframe import Completion, Component, Context, Question, Reward, RewardConfig, hookimpl
 from dteframe.answer_pattern import AnswerPattern, last_answer
