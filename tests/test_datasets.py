@@ -110,6 +110,7 @@ def test_rows_that_cannot_be_used_are_counted_and_named_and_the_others_keep_thei
         {"question": "b", "answer": None},
         {"question": "c", "answer": "1"},
         {"question": "d", "answer": "#### 2"},
+        {"question": "e", "answer": ["#### 2"]},
     ]
     path = write_lines(tmp_path / "x.jsonl", rows)
     questions = load(FilesConfig(path=path, answer_pattern="#### (.*)"), told, tmp_path)
@@ -118,8 +119,9 @@ def test_rows_that_cannot_be_used_are_counted_and_named_and_the_others_keep_thei
         "'question' is empty": 1,
         "'answer' is empty": 1,
         "'answer' does not match answer_pattern '#### (.*)'": 1,
+        "'answer' holds list, not text or a number": 1,
     }
-    assert told[-1] == (
+    assert told[-2] == (
         f"{path}: 1 rows are left out because 'answer' does not match answer_pattern '#### (.*)': 'x-3'"
     )
 

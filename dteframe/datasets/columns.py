@@ -150,11 +150,13 @@ class TableReader:
         return (last_answer(self._pattern, answer) or "").strip()
 
     def _reason(self, row: Mapping[str, Any], text: str) -> str:
-        if not text:
-            return f"{self._config.question_column!r} is empty"
-        if self._pattern is None or not written(row.get(self._config.answer_column)).strip():
-            return f"{self._config.answer_column!r} is empty"
-        return f"{self._config.answer_column!r} does not match answer_pattern {self._config.answer_pattern!r}"
+        column = self._config.answer_column if text else self._config.question_column
+        value = row.get(column)
+        if written(value).strip():
+            return f"{column!r} does not match answer_pattern {self._config.answer_pattern!r}"
+        if value is None or isinstance(value, str | float):
+            return f"{column!r} is empty"
+        return f"{column!r} holds {type(value).__name__}, not text or a number"
 
     def _question(
         self, question_id: str, text: str, answer: str, row: Mapping[str, Any], odd_columns: Counter[str]
@@ -203,8 +205,10 @@ def require_columns(columns: Sequence[str], wanted: Mapping[str, str], where: st
 
 
 def written(value: object) -> str:
-    """Write a cell as text: nothing and not-a-number as empty, a whole float without its ``.0``."""
+    """Write a cell as text: nothing, not-a-number and lists as empty, a whole float without its ``.0``."""
     if value is None or isinstance(value, float) and math.isnan(value):
+        return ""
+    if isinstance(value, bytes | Mapping | list | tuple):
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
