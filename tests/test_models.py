@@ -442,8 +442,9 @@ def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
     (tmp_path / "model_in_a_package" / "__init__.py").write_text("raise RuntimeError('imported')")
     save(tiny_policy(), tmp_path / "model_in_a_package")
     monkeypatch.syspath_prepend(tmp_path)
-    policy, _ = pretrained(tmp_path, "package:model_in_a_package")
-    assert are_equal(policy, tiny_policy())
+    for name in ("model_in_a_package", "model-in-a-package"):
+        policy, _ = pretrained(tmp_path, f"package:{name}")
+        assert are_equal(policy, tiny_policy())
 
 
 def test_a_missing_gguf_file_is_refused_with_those_that_are_there(tmp_path):

