@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +24,13 @@ def write_weights(path: Path, module: PreTrainedModel, facts: dict[str, str]) ->
 
     tensors = _parameters(module)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-    os.close(handle)
+    # No temporary file of Python's: those are readable by their maker alone, and a cache may be shared.
+    unfinished = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        save_file(tensors, temporary, metadata={**facts, CHECKSUM: _checksum(tensors)})
-        os.replace(temporary, path)
+        save_file(tensors, unfinished, metadata={**facts, CHECKSUM: _checksum(tensors)})
+        os.replace(unfinished, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def read_weights(path: Path, module: PreTrainedModel) -> dict[str, str]:
