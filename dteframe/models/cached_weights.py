@@ -24,7 +24,6 @@ def write_weights(path: Path, module: PreTrainedModel, facts: dict[str, str]) ->
 
     tensors = _parameters(module)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No temporary file of Python's: those are readable by their maker alone, and a cache may be shared.
     unfinished = path.with_suffix(f".{os.getpid()}.partial")
     try:
         save_file(tensors, unfinished, metadata={**facts, CHECKSUM: _checksum(tensors)})
