@@ -260,6 +260,18 @@ def test_a_changed_recipe_is_not_resumed_and_the_difference_is_listed(finished):
     ]
 
 
+def test_a_run_is_not_resumed_on_other_questions(tmp_path):
+    lines = [json.dumps({"question": f"{number} + 1 =", "answer": str(number + 1)}) for number in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    dataset = ("dataset.type=files", f"dataset.path={tmp_path / 'data.jsonl'}", "model.warm_up.steps=0")
+    run_tiny(tmp_path, *dataset, "training.max_steps=2")
+    (tmp_path / "data.jsonl").write_text("\n".join([*lines[1:], lines[0].replace("0 + 1", "0 + 3")]))
+    with pytest.raises(
+        ResumeError, match=r"step_000002: the questions of dataset 'files' have changed since then"
+    ):
+        run_tiny(tmp_path, *dataset, resume=True)
+
+
 def test_a_pool_smaller_than_a_plan_is_refused(tmp_path):
     with pytest.raises(DataError, match="a plan asks 8 questions"):
         run_tiny(tmp_path, "dataset.size=16", "training.max_prompt_length=4")

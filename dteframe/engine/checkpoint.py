@@ -32,7 +32,12 @@ def save_checkpoint(setup: Setup, progress: Progress) -> Path:
     save_policy(setup.policy, fresh / "policy")
     write_state(fresh, "learner", setup.learner.state_dict())
     write_state(fresh, "components", _component_states(setup))
-    write_state(fresh, "progress", {"progress": progress.state_dict(), "meter": setup.meter.state_dict()})
+    state = {
+        "pool": setup.pool.fingerprint(),
+        "progress": progress.state_dict(),
+        "meter": setup.meter.state_dict(),
+    }
+    write_state(fresh, "progress", state)
     files = sorted(path for path in fresh.rglob("*") if path.is_file())
     manifest = {
         str(path.relative_to(fresh)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -64,7 +69,18 @@ def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Path | N
 
 
 def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
-    """Put everything back as it was when the checkpoint was written."""
+    """Put everything back as it was when the checkpoint was written.
+
+    Raises:
+        ResumeError: the questions are others than those of the checkpoint.
+    """
+    state = read_state(folder, "progress")
+    if state["pool"] != setup.pool.fingerprint():
+        raise ResumeError(
+            f"{folder}: the questions of dataset {setup.recipe.dataset.type!r} have changed since then "
+            f"(now {len(setup.pool.train)} to train on, {len(setup.pool.evaluation)} held out); "
+            "bring the data back, or give another name=... to start afresh"
+        )
     _load_weights(setup.policy, folder / "policy")
     setup.learner.load_state_dict(read_state(folder, "learner"))
     states = read_state(folder, "components")
@@ -75,7 +91,6 @@ def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
             )
         with calls.running(component):
             component.load_state_dict(states[name])
-    state = read_state(folder, "progress")
     progress.load_state_dict(state["progress"])
     setup.meter.load_state_dict(state["meter"])
     setup.parts.rollout.sync(setup.policy)

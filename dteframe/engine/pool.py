@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,13 @@ class Pool:
     evaluation: Mapping[str, Question]
     left_out: Mapping[str, int]
     """Questions that were left out, counted by reason."""
+
+    def fingerprint(self) -> str:
+        """Hash ids, texts and answers: a run can only be resumed on the very same questions."""
+        digest = hashlib.sha256()
+        for question in [*self.train.values(), *self.evaluation.values()]:
+            digest.update(f"{question.id}\0{question.text_hash}\0{question.answer}\0".encode())
+        return digest.hexdigest()
 
 
 def make_pool(

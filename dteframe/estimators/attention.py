@@ -96,9 +96,9 @@ class AttentionEstimator(Estimator):
 
     The reference set is what was observed with purpose ``reference`` under the newest policy version that has
     such observations; its questions are predicted from the others, and their own counts are blended in:
-    (kappa * prediction + successes) / (kappa + trials). Counts of training groups are blended in the same
-    way, but only into ``predict`` at the very version that they were measured under: the next update makes
-    them outdated. Before the first reference every mean is 0.5 with evidence 0, own counts aside.
+    (kappa * prediction + successes) / (kappa + trials). Counts of training groups are not used: the update
+    that follows them has outdated them before the next prediction. Before the first reference every mean is
+    0.5 with evidence 0.
 
     ``evidence`` is one number for all unmeasured questions, from the references' leave-one-out errors (see
     ``prediction_evidence``), and that number plus the trials for measured ones.
@@ -119,7 +119,6 @@ class AttentionEstimator(Estimator):
         """Start without measurements."""
         super().__init__(config, context)
         self._references = Counts()
-        self._trained = Counts()
 
     def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
         """Embed the pool, and pass it through the adapters once: both stay as they are in the whole run."""
@@ -152,8 +151,7 @@ class AttentionEstimator(Estimator):
         return tuple(self._ids[position] for position in drawn)
 
     def observe(self, observation: Observation) -> None:
-        """Count successes and trials; see the class for which counts are used when."""
-        counts = self._references if observation.purpose == "reference" else self._trained
+        """Count the successes and trials of references."""
         columns = (observation.question_ids, observation.successes.tolist(), observation.trials.tolist())
         for name, successes, trials in zip(*columns, strict=True):
             if name not in self._positions:
@@ -163,7 +161,9 @@ class AttentionEstimator(Estimator):
                 )
             if not 0 <= successes <= trials or trials < 1:
                 raise ValueError(f"attention: question {name!r} has {successes} successes in {trials} trials")
-            counts.add(observation.policy_version, self._positions[name], successes, trials)
+            if observation.purpose == "reference":
+                position = self._positions[name]
+                self._references.add(observation.policy_version, position, successes, trials)
 
     def predict(self, policy_version: int) -> SuccessEstimate:
         """Attend, calibrate, correct by the line, and blend in own counts."""
@@ -172,14 +172,9 @@ class AttentionEstimator(Estimator):
         figures: dict[str, float] = {}
         if self._references.by_position:
             mean, evidence, figures = self._attend()
-        own = [self._references]
-        if self._trained.policy_version == policy_version:
-            own.append(self._trained)
         successes, trials = np.zeros(len(self._ids)), np.zeros(len(self._ids))
-        for counts in own:
-            positions, solved, tried = counts.columns()
-            successes[positions] += solved
-            trials[positions] += tried
+        positions, solved, tried = self._references.columns()
+        successes[positions], trials[positions] = solved, tried
         prior = self.config.prior_rollouts
         mean = (prior * mean + successes) / (prior + trials)
         return SuccessEstimate(self._ids, mean, evidence + trials, figures)
@@ -188,7 +183,6 @@ class AttentionEstimator(Estimator):
         """Give the measurements, and one embedding by which a changed embedder is noticed."""
         return {
             "references": self._state_of(self._references),
-            "trained": self._state_of(self._trained),
             "first_embedding": self._first_embedding,
         }
 
@@ -207,7 +201,6 @@ class AttentionEstimator(Estimator):
                 "the same dataset and embeddings (those of the policy as it was before training)"
             )
         self._references = self._counts_from(state["references"])
-        self._trained = self._counts_from(state["trained"])
 
     def _attend(
         self,
