@@ -162,6 +162,11 @@ class RewardConfig(PluginConfig):
     """Factor of this reward in the sum; the first reward of the list decides what a success is, whatever
     its weight."""
 
+    @classmethod
+    def example_questions(cls) -> Sequence[Question]:
+        """Give at least 24 questions that it can score, for the promises; empty if small sums will do."""
+        return ()
+
 
 class Reward(Component):
     """How good is each completion?"""

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dteframe import Completion, Component, Context, DataError, Question, Reward, RewardConfig, hookimpl
 from dteframe.answer_pattern import AnswerPattern, last_answer
-from dteframe.gym_entries import from_json, make_task
+from dteframe.gym_entries import from_json, make_task, to_json
 
 if TYPE_CHECKING:
     from reasoning_gym.factory import ProceduralDataset
@@ -36,6 +36,20 @@ class ReasoningGymRewardConfig(RewardConfig):
     def example(cls, folder: Path) -> Self:
         """Take the whole completion."""
         return cls()
+
+    @classmethod
+    def example_questions(cls) -> Sequence[Question]:
+        """Give sums of the task ``chain_sum``: other questions lack what its score needs."""
+        return [
+            Question(
+                id=f"chain_sum-{number}",
+                text=entry["question"],
+                prompt=entry["question"],
+                answer=entry["answer"],
+                columns={"task": "chain_sum", "options": to_json({}), "entry": to_json(entry)},
+            )
+            for number, entry in enumerate(make_task("chain_sum", {}, seed=0, size=24))
+        ]
 
 
 @final

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dteframe.contracts import KINDS
+from dteframe.contracts import KINDS, RewardConfig
 from dteframe.records import Question
 from dteframe.registry import Registered
 from dteframe.testing.promises import (
@@ -69,9 +69,9 @@ def check_component(
     Returns:
         The broken promises in the order of ``promises``; empty if all are kept.
     """
-    subject = (
-        Subject(registered, folder) if questions is None else Subject(registered, folder, tuple(questions))
-    )
+    if questions is None and issubclass(registered.config, RewardConfig):
+        questions = registered.config.example_questions()
+    subject = Subject(registered, folder, tuple(questions)) if questions else Subject(registered, folder)
     failures = []
     for promise in promises(registered.kind):
         shutil.rmtree(folder / "run", ignore_errors=True)
