@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 import dteframe
+from dteframe import hookimpl
 from dteframe.errors import DTEFrameError, PluginError, Problem, RecipeError
 from dteframe.plugin_sources import shown
 from dteframe.recipe import LoadedRecipe, json_schema, load_recipe
@@ -86,7 +87,10 @@ def run(  # noqa: PLR0913  # one parameter per option of the command
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from dteframe.engine.run import run_recipe
 
-        summary = run_recipe(loaded, registry, runs, resume)
+        if all(tracker.type != "console" for tracker in loaded.recipe.tracker):
+            registry.hooks.register(_Warnings())
+        with redirect_stdout(sys.stderr):  # What plugins print is talk; stdout is data.
+            summary = run_recipe(loaded, registry, runs, resume)
         typer.echo(_json(summary) if as_json else summary.run_folder)
 
 
@@ -171,7 +175,11 @@ def schema(
         if out is None:
             typer.echo(text)
         else:
-            out.write_text(text + "\n", encoding="utf-8")
+            try:
+                out.write_text(text + "\n", encoding="utf-8")
+            except OSError as error:
+                what = f"--out {out}: cannot be written ({error.strerror}); give another file"
+                raise DTEFrameError(what) from error
 
 
 @app.command()
@@ -212,6 +220,15 @@ def new(
         _say([f"next: dteframe check {written[0]}; pytest {written[1]}"])
 
 
+class _Warnings:
+    """Shows warnings of a run that has no console."""
+
+    @hookimpl
+    def dteframe_warned(self, message: str) -> None:
+        """Say it on stderr."""
+        _say([f"warning: {message}"])
+
+
 @contextmanager
 def _telling_errors(debug: bool) -> Iterator[None]:
     """Word errors for people, without a traceback unless they ask for it, and choose the exit code."""
@@ -225,10 +242,12 @@ def _telling_errors(debug: bool) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001  # the last place where an error can be put into words
         if debug:
             traceback.print_exc(file=sys.stderr)
-        is_ours = isinstance(error, DTEFrameError)
-        told = str(error) if is_ours else f"{type(error).__name__}: {error}"
-        advice = [] if is_ours or debug else ["--debug shows where it happened"]
-        _say([told, *getattr(error, "__notes__", []), *advice])
+        notes = getattr(error, "__notes__", [])
+        # A component words what is wrong with its input as a ValueError; anything else is a surprise.
+        is_worded = isinstance(error, DTEFrameError) or (isinstance(error, ValueError) and bool(notes))
+        told = str(error) if is_worded else f"{type(error).__name__}: {error}"
+        advice = [] if is_worded or debug else ["--debug shows where it happened"]
+        _say([told, *notes, *advice])
         raise typer.Exit(error.exit_code if isinstance(error, DTEFrameError) else 1) from None
 
 

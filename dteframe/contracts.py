@@ -138,6 +138,10 @@ class DatasetConfig(PluginConfig):
         """Count the training questions, held-out ones included, or give None where only loading tells."""
         return None
 
+    def has_evaluation_questions(self) -> bool:
+        """Whether ``load`` will give evaluation questions of its own, so that none are held out."""
+        return False
+
 
 class Dataset(Component):
     """What can be asked?"""

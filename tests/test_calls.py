@@ -6,11 +6,16 @@ import pytest
 from dteframe.contracts import Estimator, Replay, Reward, Selector, SelectorConfig
 from dteframe.engine import calls
 from dteframe.errors import PluginError
-from dteframe.records import Group, Question, Selection, SuccessEstimate
+from dteframe.records import Group, Question, Questions, Selection, SuccessEstimate
 
 POOL = dict.fromkeys(("a", "b", "c"))
 QUESTION = Question("a", "1 + 1", "1 + 1", "2")
 RNG = np.random.default_rng(0)
+
+
+class TwoReferences(SelectorConfig):
+    def num_references(self):
+        return 2
 
 
 class Says(Estimator, Selector, Replay, Reward):
@@ -19,7 +24,7 @@ class Says(Estimator, Selector, Replay, Reward):
     kind = "selector"
 
     def __init__(self, given):
-        self.config = SelectorConfig(type="mine")
+        self.config = TwoReferences(type="mine")
         self.given = given
 
     def start(self, questions, encode_with_policy): ...
@@ -33,7 +38,10 @@ class Says(Estimator, Selector, Replay, Reward):
         return self.given
 
     def select(self, estimate, count, rng):
-        return Selection(self.given)
+        return Selection(self.given) if isinstance(self.given, tuple) else self.given
+
+    def load(self):
+        return self.given
 
     def offer(self, groups): ...
 
@@ -44,7 +52,7 @@ class Says(Estimator, Selector, Replay, Reward):
         return self.given
 
     def score(self, question, completions):
-        if isinstance(self.given, Exception):
+        if isinstance(self.given, BaseException):
             raise self.given
         return self.given
 
@@ -80,7 +88,7 @@ def test_too_few_selected_questions_are_counted():
 
 def test_an_unknown_reference_is_named():
     assert message_of(lambda: calls.references(Says(("a", "z")), RNG, POOL)) == (
-        "selector 'mine' returned the unknown question 'z'; references() gives distinct ids of the pool"
+        "selector 'mine' returned the unknown question 'z'; references() must give 2 distinct ids of the pool"
     )
 
 
@@ -134,3 +142,54 @@ def test_what_a_plugin_raises_passes_with_a_note_that_names_it():
         calls.score(Says(ZeroDivisionError("by zero")), QUESTION, [None])
     (note,) = caught.value.__notes__
     assert note.startswith("while running ") and note.endswith("test_calls.py: selector 'mine'")
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda: calls.predict(Says(None), 0, POOL), "predict() gave None where a SuccessEstimate is wanted"),
+        (
+            lambda: calls.predict(Says(SuccessEstimate(("a", "b", "c"), [0.5] * 3, np.ones(3))), 0, POOL),
+            "predict() gave a list where a ndarray is wanted",
+        ),
+        (
+            lambda: calls.predict(Says(estimate(["0.5", "0.5", "0.5"])), 0, POOL),
+            "predict() gave mean of type <U3; numbers are wanted",
+        ),
+        (
+            lambda: calls.references(Says([["a"], "b"]), RNG, POOL),
+            "references() gave the id ['a']; ids are text",
+        ),
+        (
+            lambda: calls.references(Says(["a"]), RNG, POOL),
+            "returned 1 questions; references() must give 2 distinct ids",
+        ),
+        (
+            lambda: calls.select(Says(["a"]), estimate([0.5] * 3), 1, RNG),
+            "select() gave a list where a Selection is wanted",
+        ),
+        (
+            lambda: calls.draw(Says(["a"]), 1, 0, frozenset(), RNG),
+            "draw() gave a str where a Group is wanted",
+        ),
+        (lambda: calls.load(Says([QUESTION])), "load() gave a list where a Questions is wanted"),
+        (lambda: calls.load(Says(Questions(("a",)))), "load() gave a str where a Question is wanted"),
+        (
+            lambda: calls.score(Says(SystemExit(3)), QUESTION, [None]),
+            "called exit(3); raise an error instead",
+        ),
+        (
+            lambda: calls.score(Says("no"), QUESTION, [None]),
+            "score() gave 'no' for question 'a'; one number per completion is wanted",
+        ),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_named(call, what):
+    assert message_of(call) == f"selector 'mine' {what}"
+
+
+def test_a_figure_that_is_no_number_is_named():
+    words = SuccessEstimate(("a", "b", "c"), np.full(3, 0.5), np.ones(3), {"slope": "steep"})
+    assert message_of(lambda: calls.predict(Says(words), 0, POOL)) == (
+        "selector 'mine' predict() gave the figure 'slope' as 'steep'; figures are numbers"
+    )

@@ -155,7 +155,6 @@ def test_a_glob_reads_its_files_in_order(tmp_path, told):
         write_lines(tmp_path / f"{name}.jsonl", ROWS[:1])
     config = FilesConfig(path=str(tmp_path / "*.jsonl"))
     assert [question.id for question in load(config, told, tmp_path).train] == ["a-0", "b-0"]
-    assert config.num_questions() == 2
 
 
 def test_a_split_column_that_a_parquet_file_lacks_is_left_to_loading(tmp_path, told):

@@ -106,3 +106,17 @@ def test_an_empty_prompt_is_refused_by_name(warnings):
     pool = pool_of([question("a", prompt="")], warnings)
     with pytest.raises(DataError, match="question 'a': its prompt has no tokens; leave it out of the data"):
         encode_prompts(pool, tiny_policy().tokenizer, 10, warnings.append)
+
+
+def test_a_dataset_that_no_reward_can_score_is_refused_with_the_counts(warnings, reward):
+    with pytest.raises(DataError) as caught:
+        pool_of([question("a", answer="x"), question("b", answer="y")], warnings, rewards=[reward])
+    assert str(caught.value) == (
+        "no question to train on is left of the dataset's 2; "
+        "left out: 2 x answer that the reward cannot score"
+    )
+
+
+def test_text_that_cannot_be_written_is_left_out_and_counted(warnings):
+    pool = pool_of([question("a"), question("b", "half a character: \ud800")], warnings)
+    assert list(pool.train) == ["a"] and pool.left_out == {"text that is not valid Unicode": 1}

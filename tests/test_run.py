@@ -233,9 +233,76 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(finished, tmp_path):
     summary = run_tiny(tmp_path, resume=True)
     (warning,) = [message for message in summary.warnings if "step_000006" in message]
     assert warning.endswith(
-        "components.safetensors is not what was written (its sha256 differs); using the checkpoint before it"
+        "components.safetensors is not what was written (its sha256 differs); "
+        "using the checkpoint before it, step_000004"
     )
     assert_same_run(finished, tmp_path)
+
+
+def test_damaged_checkpoints_alone_are_refused_and_nothing_is_lost(tmp_path):
+    run_tiny(tmp_path, "training.max_steps=1")
+    metrics = rows(tmp_path, "metrics")
+    with (tmp_path / "runs/tiny/checkpoints/step_000001/learner.json").open("a") as file:
+        file.write("x")
+    with pytest.raises(
+        ResumeError, match=r"no checkpoint is whole; restore one, or give another name(.|\n)*learner"
+    ):
+        run_tiny(tmp_path, resume=True)
+    assert rows(tmp_path, "metrics") == metrics
+
+
+def test_held_out_questions_stay_held_out_when_evaluation_is_switched_off(finished, tmp_path):
+    run_tiny(tmp_path, "training.evaluate_every=0")
+    evaluated = {row["question_id"] for row in rows(finished, "rollouts") if row["purpose"] == "evaluation"}
+    assert len(evaluated) == 6
+    assert not evaluated & {row["question_id"] for row in rows(tmp_path, "rollouts")}
+
+
+def test_a_run_past_its_last_step_is_not_resumed(finished):
+    with pytest.raises(ResumeError, match="the run is at step 6, past training.max_steps 4; raise it"):
+        run_tiny(finished, "training.max_steps=4", resume=True)
+
+
+def test_a_tracker_can_be_added_to_a_run(tmp_path):
+    run_tiny(tmp_path, "training.max_steps=1")
+    run_tiny(tmp_path, "training.max_steps=2", "tracker=[{type: jsonl}, {type: tensorboard}]", resume=True)
+    assert list((tmp_path / "runs/tiny/tensorboard").iterdir())
+
+
+def test_a_run_that_failed_before_its_first_step_does_not_block_its_name(tmp_path):
+    with pytest.raises(DataError):
+        run_tiny(tmp_path, "dataset.size=16", "training.max_prompt_length=4")
+    run_tiny(tmp_path, "training.max_steps=1")
+    assert [row["step"] for row in rows(tmp_path, "metrics")] == [0, 1]
+
+
+def test_a_changed_plugin_is_told_of_on_resume(tmp_path):
+    plugins = plugins_with_killer(tmp_path, "dteframe_step_finished(report)", "report.step == 3")
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path, plugins=plugins)
+    (plugins / "killer.py").write_text((plugins / "killer.py").read_text().replace("== 3", "== 99"))
+    summary = run_tiny(tmp_path, resume=True, plugins=plugins)
+    (warning,) = [message for message in summary.warnings if "killer.py" in message]
+    assert warning.endswith(
+        "this plugin has changed since the run began; what follows is made with the new code"
+    )
+
+
+def test_a_hook_that_raises_is_named_with_its_line(tmp_path):
+    plugins = plugins_with_killer(tmp_path, "dteframe_step_finished(report)", "report.step == 1")
+    (plugins / "killer.py").write_text(
+        (plugins / "killer.py").read_text().replace("KeyboardInterrupt", "ValueError")
+    )
+    with pytest.raises(ValueError) as caught:
+        run_tiny(tmp_path, plugins=plugins)
+    assert re.search(
+        r"raised in .*killer\.py:7, in dteframe_step_finished", "\n".join(caught.value.__notes__)
+    )
+
+
+def test_the_summary_is_written_with_everything_that_was_warned_of(finished):
+    summary = json.loads((finished / "runs/tiny/summary.json").read_text())
+    assert summary["steps"] == 6 and summary["warnings"] == [] and summary["left_out"] == {}
 
 
 def test_a_finished_run_can_go_on_for_more_steps(tmp_path):

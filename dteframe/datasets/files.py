@@ -15,8 +15,6 @@ from pydantic import Field, model_validator
 from dteframe import Component, DataError, Dataset, Question, Questions, hookimpl
 from dteframe.datasets.columns import ColumnConfig, TableReader, require_columns, written
 
-MOST_BYTES_COUNTED = 200_000_000
-"""Larger text files are not counted when a recipe is validated: that takes too long."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 
 Row: TypeAlias = Mapping[str, Any]
@@ -66,6 +64,10 @@ class FilesConfig(ColumnConfig):
         except (DataError, OSError, ValueError, KeyError):
             return None  # Loading says what is wrong with the file; counting is a courtesy.
         return None if None in counts else sum(count or 0 for count in counts)
+
+    def has_evaluation_questions(self) -> bool:
+        """Whether files or a split for evaluation are given."""
+        return self.evaluation_path is not None or self.evaluation_split is not None
 
     @classmethod
     def example(cls, folder: Path) -> Self:
@@ -248,19 +250,16 @@ def _by_split(table: Table, config: FilesConfig, path: Path) -> dict[str, list[t
 
 
 def _count_rows(path: Path, config: FilesConfig) -> int | None:
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet
-
-        file = pyarrow.parquet.ParquetFile(path)
-        if config.split_column is None:
-            return int(file.metadata.num_rows)
-        splits = file.read(columns=[config.split_column]).column(config.split_column).to_pylist()
-        return sum(written(split) == config.train_split for split in splits)
-    is_counted_by_line = path.suffix.lower() in (".jsonl", ".ndjson") and config.split_column is None
-    if not is_counted_by_line or path.stat().st_size > MOST_BYTES_COUNTED:
+    """Count a Parquet file's rows by what it says of itself; text may hold anything until it is read."""
+    if path.suffix.lower() != ".parquet":
         return None
-    with path.open("rb") as lines:
-        return sum(bool(line.strip()) for line in lines)
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(path)
+    if config.split_column is None:
+        return int(file.metadata.num_rows)
+    splits = file.read(columns=[config.split_column]).column(config.split_column).to_pylist()
+    return sum(written(split) == config.train_split for split in splits)
 
 
 @hookimpl

@@ -31,6 +31,10 @@ class HuggingFaceConfig(ColumnConfig):
     evaluation_split: str | None = Field(default=None, min_length=1)
     """Split that is held out; null: the engine holds some training questions out."""
 
+    def has_evaluation_questions(self) -> bool:
+        """Whether a split for evaluation is given."""
+        return self.evaluation_split is not None
+
     @classmethod
     def example(cls, folder: Path) -> Self:
         """Twelve sums in a folder with one file of JSON lines."""

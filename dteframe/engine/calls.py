@@ -9,13 +9,23 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
 
 import numpy as np
 from jaxtyping import Float
 
-from dteframe.contracts import Component, Estimator, Objective, Replay, Reward, Rollout, Selector
+from dteframe.contracts import Component, Dataset, Estimator, Objective, Replay, Reward, Rollout, Selector
 from dteframe.errors import PluginError
-from dteframe.records import Completion, Group, Prompt, Question, Sampling, Selection, SuccessEstimate
+from dteframe.records import (
+    Completion,
+    Group,
+    Prompt,
+    Question,
+    Questions,
+    Sampling,
+    Selection,
+    SuccessEstimate,
+)
 
 
 def label(component: Component) -> str:
@@ -28,12 +38,32 @@ def label(component: Component) -> str:
 
 @contextmanager
 def running(component: Component) -> Iterator[None]:
-    """Add to whatever the component raises which component it was."""
+    """Add to whatever the component raises which component it was.
+
+    Raises:
+        PluginError: the component would end the whole program.
+    """
     try:
         yield
+    except SystemExit as error:
+        raise PluginError(
+            f"{label(component)} called exit({error.code!r}); raise an error instead"
+        ) from error
     except Exception as error:
         error.add_note(f"while running {label(component)}")
         raise
+
+
+def load(dataset: Dataset) -> Questions:
+    """Ask for all questions."""
+    with running(dataset):
+        questions = dataset.load()
+    _insist(dataset, "load()", questions, Questions)
+    for part in (questions.train, questions.evaluation):
+        _insist(dataset, "load()", part, tuple | list)
+        for question in part:
+            _insist(dataset, "load()", question, Question)
+    return questions
 
 
 def references(
@@ -41,20 +71,26 @@ def references(
 ) -> tuple[str, ...]:
     """Ask which questions to roll out before the next prediction."""
     with running(estimator):
-        question_ids = tuple(estimator.references(rng))
-    _check_ids(estimator, "references()", question_ids, known)
-    return question_ids
+        asked = estimator.references(rng)
+    _insist(estimator, "references()", asked, tuple | list)
+    _check_ids(estimator, "references()", asked, known, count=estimator.config.num_references())
+    return tuple(asked)
 
 
 def predict(estimator: Estimator, policy_version: int, known: Mapping[str, object]) -> SuccessEstimate:
     """Ask for the success rate of every question of the pool."""
     with running(estimator):
         estimate = estimator.predict(policy_version)
+    _insist(estimator, "predict()", estimate, SuccessEstimate)
     _check_ids(estimator, "predict()", estimate.question_ids, known, count=len(known))
     for name, values in (("mean", estimate.mean), ("evidence", estimate.evidence)):
-        shape = np.shape(values)
-        if shape != (len(known),):
-            raise _broken(estimator, f"predict() gave {name} of shape {shape} for {len(known)} questions")
+        _insist(estimator, "predict()", values, np.ndarray)
+        if values.shape != (len(known),):
+            raise _broken(
+                estimator, f"predict() gave {name} of shape {values.shape} for {len(known)} questions"
+            )
+        if values.dtype.kind not in "fiu":
+            raise _broken(estimator, f"predict() gave {name} of type {values.dtype}; numbers are wanted")
     wrong = ~((estimate.mean >= 0) & (estimate.mean <= 1))
     if wrong.any():
         first = int(np.argmax(wrong))
@@ -70,6 +106,9 @@ def predict(estimator: Estimator, policy_version: int, known: Mapping[str, objec
             f"predict() gave evidence {float(estimate.evidence[first])!r} for question "
             f"{estimate.question_ids[first]!r}; evidence is 0 or more",
         )
+    for name, figure in estimate.figures.items():
+        if not isinstance(figure, int | float | np.number) or isinstance(figure, bool):
+            raise _broken(estimator, f"predict() gave the figure {name!r} as {figure!r}; figures are numbers")
     return estimate
 
 
@@ -78,7 +117,8 @@ def select(
 ) -> tuple[str, ...]:
     """Ask for the next questions."""
     with running(selector):
-        selection: Selection = selector.select(estimate, count, rng)
+        selection = selector.select(estimate, count, rng)
+    _insist(selector, "select()", selection, Selection)
     known = dict.fromkeys(estimate.question_ids)
     _check_ids(selector, "select()", selection.question_ids, known, count=count)
     return tuple(selection.question_ids)
@@ -89,7 +129,11 @@ def draw(
 ) -> tuple[Group, ...]:
     """Ask for earlier groups."""
     with running(replay):
-        groups = tuple(replay.draw(count, policy_version, excluded, rng))
+        drawn = replay.draw(count, policy_version, excluded, rng)
+    _insist(replay, "draw()", drawn, tuple | list)
+    for group in drawn:
+        _insist(replay, "draw()", group, Group)
+    groups = tuple(drawn)
     ids = [group.question_id for group in groups]
     if len(groups) > count:
         raise _broken(replay, f"draw() gave {len(groups)} groups where at most {count} were asked for")
@@ -111,15 +155,18 @@ def generate(
     """Ask for completions."""
     with running(rollout):
         answers = rollout.generate(prompts, num_generations, sampling, rng)
+    _insist(rollout, "generate()", answers, tuple | list)
     if len(answers) != len(prompts):
         raise _broken(rollout, f"generate() answered {len(answers)} of {len(prompts)} prompts")
     for prompt, completions in zip(prompts, answers, strict=True):
+        _insist(rollout, "generate()", completions, tuple | list)
         where = f"generate() gave question {prompt.question_id!r}"
         if len(completions) != num_generations:
             raise _broken(
                 rollout, f"{where} {len(completions)} completions where {num_generations} were asked for"
             )
         for completion in completions:
+            _insist(rollout, "generate()", completion, Completion)
             length, num_logprobs = len(completion.token_ids), len(completion.behaviour_logprobs)
             if not 1 <= length <= sampling.max_completion_length:
                 raise _broken(rollout, f"{where} a completion of {length} tokens; there may be 1 to "
@@ -136,7 +183,12 @@ def score(
 ) -> Float[np.ndarray, "group"]:
     """Ask for the scores of one question's completions."""
     with running(reward):
-        scores = np.asarray(reward.score(question, completions), dtype=np.float64)
+        given = reward.score(question, completions)
+    try:
+        scores = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise _broken(reward, f"score() gave {given!r} for question {question.id!r}; one number per "
+                      "completion is wanted") from error  # fmt: skip
     if scores.shape != (len(completions),):
         raise _broken(
             reward,
@@ -152,7 +204,9 @@ def score(
 def advantages(objective: Objective, group: Group) -> Float[np.ndarray, "group"]:
     """Ask what each rollout of a group is worth."""
     with running(objective):
-        values = np.asarray(objective.advantages(group.rewards), dtype=np.float64)
+        given = objective.advantages(group.rewards)
+    _insist(objective, "advantages()", given, np.ndarray)
+    values = given.astype(np.float64)
     if values.shape != (group.trials,):
         raise _broken(
             objective, f"advantages() gave shape {values.shape} for the {group.trials} rollouts of a group"
@@ -160,6 +214,14 @@ def advantages(objective: Objective, group: Group) -> Float[np.ndarray, "group"]
     if not np.isfinite(values).all():
         raise _broken(objective, f"advantages() of question {group.question_id!r} are not finite")
     return values
+
+
+def _insist(component: Component, method: str, given: object, wanted: type | UnionType) -> None:
+    """Refuse what is not of the type that the contract names."""
+    if not isinstance(given, wanted):
+        what = "None" if given is None else f"a {type(given).__name__}"
+        name = "tuple or list" if isinstance(wanted, UnionType) else wanted.__name__
+        raise _broken(component, f"{method} gave {what} where a {name} is wanted")
 
 
 def _check_ids(
@@ -171,6 +233,9 @@ def _check_ids(
 ) -> None:
     """Refuse unknown and repeated ids and, where ``count`` is given, another number of them."""
     rule = f"{method} must give {count} distinct ids" if count is not None else f"{method} gives distinct ids"
+    for question_id in question_ids:
+        if not isinstance(question_id, str):
+            raise _broken(component, f"{method} gave the id {question_id!r}; ids are text")
     unknown = next((question_id for question_id in question_ids if question_id not in known), None)
     if unknown is not None:
         raise _broken(component, f"returned the unknown question {unknown!r}; {rule} of the pool")

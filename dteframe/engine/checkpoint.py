@@ -59,12 +59,25 @@ def save_policy(policy: Policy, folder: Path) -> None:
 
 
 def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Find the newest whole checkpoint; damaged ones are passed over with a warning."""
-    for folder in sorted((run_folder / "checkpoints").glob("step_*"), reverse=True):
+    """Find the newest whole checkpoint, or None if there is none at all; damaged ones are passed over.
+
+    Raises:
+        ResumeError: there are checkpoints, but every one is damaged.
+    """
+    folders = sorted((run_folder / "checkpoints").glob("step_*"), reverse=True)
+    damages: list[str] = []
+    for folder in folders:
         damage = _damage(folder)
         if damage is None:
+            for found in damages:
+                warn(f"{found}; using the checkpoint before it, {folder.name}")
             return folder
-        warn(f"{folder}: {damage}; using the checkpoint before it")
+        damages.append(f"{folder}: {damage}")
+    if damages:
+        raise ResumeError(
+            f"{run_folder}: no checkpoint is whole; restore one, or give another name=... to start afresh\n"
+            + "\n".join(damages)
+        )
     return None
 
 
@@ -85,10 +98,8 @@ def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
     setup.learner.load_state_dict(read_state(folder, "learner"))
     states = read_state(folder, "components")
     for name, component in _stateful(setup).items():
-        if name not in states:
-            raise ResumeError(
-                f"{folder}: has no state of {calls.label(component)}; the recipe must have changed"
-            )
+        if name not in states and component.kind == "tracker":
+            continue  # A tracker that was added since then begins with the next step.
         with calls.running(component):
             component.load_state_dict(states[name])
     progress.load_state_dict(state["progress"])

@@ -58,11 +58,16 @@ def make_pool(
     _refuse_repeated_ids([*questions.train, *questions.evaluation])
     train = _usable(questions.train, rewards, left_out, warn)
     evaluation = _usable(questions.evaluation, rewards, left_out, warn)
+    if not train:
+        raise DataError(
+            f"no question to train on is left of the dataset's {len(questions.train)}; left out: "
+            + "; ".join(f"{count} x {reason}" for reason, count in left_out.items())
+        )
     source = evaluation or train
     if evaluation and evaluation_size > len(evaluation):
         warn(f"training.evaluation_size: {evaluation_size} is more than the {len(evaluation)} held out")
         evaluation_size = len(evaluation)
-    if not evaluation and evaluation_size >= len(train) > 0:
+    if not evaluation and evaluation_size >= len(train):
         raise DataError(
             f"training.evaluation_size: {evaluation_size} questions are to be held out of {len(train)} "
             "usable ones; lower it or give more data"
@@ -74,7 +79,10 @@ def make_pool(
     if evaluation and len(kept) < len(train):
         left_out["training question with the text of a held-out one"] += len(train) - len(kept)
     if not kept:
-        raise DataError("no training question is left; see the counts of questions left out above")
+        raise DataError(
+            f"each of the {len(train)} training questions has the text of a held-out one; give other data to "
+            "train on"
+        )
     return Pool(
         train={question.id: question for question in kept},
         evaluation={question.id: question for question in held_out},
@@ -143,6 +151,9 @@ def _usable(
     kept: dict[str, Question] = {}
     problems: dict[str, list[str]] = {}
     for question in questions:
+        if not _is_text(question):
+            left_out["text that is not valid Unicode"] += 1
+            continue
         if question.text_hash in kept:
             left_out["same text as another question"] += 1
             continue
@@ -156,6 +167,20 @@ def _usable(
         shown = ", ".join(named[:NUM_NAMED]) + (", ..." if len(named) > NUM_NAMED else "")
         warn(f"{reward_label} cannot score {len(named)} questions, which are left out: {shown}")
     return list(kept.values())
+
+
+def _is_text(question: Question) -> bool:
+    """Whether texts can be written: JSON allows half a character, files and tokenizers do not."""
+    parts = [question.id, question.text, question.answer, question.solution or ""]
+    if isinstance(question.prompt, str):
+        parts.append(question.prompt)
+    else:
+        parts += [text for message in question.prompt for text in message.values()]
+    try:
+        "".join(parts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _problem(question: Question, rewards: Sequence[Reward]) -> tuple[str, str] | None:

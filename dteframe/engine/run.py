@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,12 @@ from dteframe.engine.evaluate import evaluate
 from dteframe.engine.meter import Meter
 from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.engine.progress import Progress
-from dteframe.engine.run_folder import clear_run_folder, open_run_folder
+from dteframe.engine.run_folder import check_run_folder, clear_run_folder, write_run_folder, write_summary
 from dteframe.engine.setup import Setup
 from dteframe.engine.step import training_step
 from dteframe.engine.streams import Streams
 from dteframe.engine.update import Learner, OptimizerSettings
-from dteframe.errors import DataError
+from dteframe.errors import DataError, ResumeError
 from dteframe.recipe import LoadedRecipe, Recipe
 from dteframe.registry import Registry
 from dteframe.reports import RunReport, RunSummary, StageReport, StepReport
@@ -39,21 +40,24 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is untyped
     recipe = loaded.recipe
     folder = runs_folder / recipe.name
-    open_run_folder(folder, recipe, registry, resume=resume)
     progress = Progress()
     context = _context(recipe, folder, registry.hooks, progress)
+    check_run_folder(folder, recipe, registry, resume=resume, warn=context.warn)
     parts = assemble(recipe, registry, context)
-    with _listening(parts, registry.hooks), _saying_how_to_go_on(folder):
+    with _listening(parts, registry.hooks), _saying_how_to_go_on(folder, registry):
+        checkpoint = newest_checkpoint(folder, context.warn)
+        if checkpoint is None:
+            clear_run_folder(folder)
         setup = _set_up(recipe, context, parts, registry.hooks)
-        checkpoint = newest_checkpoint(folder, context.warn) if resume else None
         if checkpoint is not None:
             load_checkpoint(setup, progress, checkpoint)
-        elif resume:
-            clear_run_folder(folder)
+            _refuse_to_go_back(recipe, progress, checkpoint)
+        write_run_folder(folder, recipe, registry)
         registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
         _train(setup, progress)
         save_policy(setup.policy, folder / "policy")
         summary = _summary(setup, progress)
+        write_summary(folder, summary)
         registry.hooks.hook.dteframe_run_finished(summary=summary)
     return summary
 
@@ -89,11 +93,10 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
 def _set_up(recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.PluginManager) -> Setup:
     """Load data and policy, and start the parts: everything that comes before the first step."""
     training, streams, meter = recipe.training, Streams(recipe.seed), Meter()
-    with meter.stage("load"), calls.running(parts.dataset):
-        questions = parts.dataset.load()
+    with meter.stage("load"):
+        questions = calls.load(parts.dataset)
     rng = streams(0, "hold_out")
-    size = training.evaluation_size if training.evaluate_every else 0
-    pool = make_pool(questions, parts.rewards, size, rng, context.warn)
+    pool = make_pool(questions, parts.rewards, training.evaluation_size, rng, context.warn)
     with meter.stage("load"), calls.running(parts.model):
         policy = parts.model.load(tuple(pool.train.values()))
     pool, prompts = encode_prompts(pool, policy.tokenizer, training.max_prompt_length, context.warn)
@@ -121,6 +124,14 @@ def _set_up(recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.Plugin
     )
 
 
+def _refuse_to_go_back(recipe: Recipe, progress: Progress, checkpoint: Path) -> None:
+    if progress.step > recipe.training.max_steps:
+        raise ResumeError(
+            f"{checkpoint}: the run is at step {progress.step}, past training.max_steps "
+            f"{recipe.training.max_steps}; raise it, or give another name=... to start afresh"
+        )
+
+
 def _refuse_small_pool(recipe: Recipe, pool: Pool) -> None:
     arithmetic = recipe.arithmetic()
     needed = max(arithmetic.questions_per_plan, arithmetic.reference_size)
@@ -134,7 +145,12 @@ def _refuse_small_pool(recipe: Recipe, pool: Pool) -> None:
 
 def _context(recipe: Recipe, folder: Path, hooks: pluggy.PluginManager, progress: Progress) -> Context:
     cache = Path(os.environ.get(CACHE_VARIABLE, DEFAULT_CACHE)).expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{cache}: the cache folder cannot be made ({error.strerror}); set {CACHE_VARIABLE} elsewhere"
+        ) from error
 
     def warn(message: str) -> None:
         progress.warnings.append(message)
@@ -163,17 +179,28 @@ def _device(recipe: Recipe) -> str:
 
 
 @contextmanager
-def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+def _saying_how_to_go_on(folder: Path, registry: Registry) -> Iterator[None]:
     """Add to whatever ends a run early what is left of it."""
     try:
         yield
     except BaseException as error:
+        if isinstance(error, Exception):
+            for place in _places_outside(error, registry):
+                error.add_note(f"raised in {place}")
         checkpoints = sorted(path.name for path in folder.glob("checkpoints/step_*"))
         where = (
             f"goes on from {checkpoints[-1]}" if checkpoints else "starts over: there is no checkpoint yet"
         )
         error.add_note(f"{folder}: the same command with --resume {where}")
         raise
+
+
+def _places_outside(error: BaseException, registry: Registry) -> list[str]:
+    """Find where an error passed through a plugin of the user: ``plugins/mine.py:12, in score``."""
+    files = {origin.path for origin in registry.origins() if origin.path and origin.label != "built-in"}
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if Path(frame.filename) in files]
+    return [f"{frame.filename}:{frame.lineno}, in {frame.name}" for frame in outside]
 
 
 @contextmanager

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dteframe.errors import ResumeError
+from dteframe.errors import DataError, ResumeError
 from dteframe.recipe import Recipe
 from dteframe.registry import Registry
+from dteframe.reports import RunSummary
 
-RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
+RECIPE, MANIFEST, SUMMARY = "recipe.yaml", "manifest.json", "summary.json"
 WRITTEN_BY_A_RUN = (
     "metrics.jsonl",
     "rollouts.jsonl",
@@ -25,33 +27,60 @@ WRITTEN_BY_A_RUN = (
     "tensorboard",
     "checkpoints",
     "policy",
+    SUMMARY,
 )
 PACKAGES = ("dteframe", "torch", "transformers", "datasets", "numpy", "pydantic", "pluggy", "safetensors")
 CHANGEABLE = ("training.max_steps", "training.checkpoint_every", "training.evaluate_every", "tracker")
 """Keys that may differ when a run is resumed: how long it goes and who is told, not what it does."""
 
 
-def open_run_folder(folder: Path, recipe: Recipe, registry: Registry, *, resume: bool) -> None:
-    """Make the folder, or check that it may be resumed; write the recipe and the manifest.
+def check_run_folder(
+    folder: Path, recipe: Recipe, registry: Registry, *, resume: bool, warn: Callable[[str], None]
+) -> None:
+    """Make the folder, or check that it may be used; nothing that a run wrote is changed.
 
     Raises:
         ResumeError: the folder holds a run and ``resume`` is off, or its recipe differs in what matters.
+        DataError: the folder cannot be made.
     """
-    written = folder / RECIPE
-    if not resume and written.exists():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the run folder cannot be made ({error.strerror}); give another place with --runs"
+        ) from error
+    if not has_begun(folder):
+        return
+    if not resume:
         raise ResumeError(
             f"{folder}: holds a run already; add --resume to go on with it, or give another name=..."
         )
-    if resume and written.exists():
-        differences = _differences(written, recipe)
-        if differences:
-            raise ResumeError(
-                f"{folder}: cannot be resumed with another recipe; resume with {written}, "
-                "or give another name=... to start afresh. What differs:\n" + "\n".join(differences)
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    written.write_text(recipe.to_yaml(), encoding="utf-8")
+    written = folder / RECIPE
+    differences = _differences(written, recipe)
+    if differences:
+        raise ResumeError(
+            f"{folder}: cannot be resumed with another recipe; resume with {written}, "
+            "or give another name=... to start afresh. What differs:\n" + "\n".join(differences)
+        )
+    for path in _changed_plugins(folder, registry):
+        warn(f"{path}: this plugin has changed since the run began; what follows is made with the new code")
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run in the folder has got so far that something would be lost by starting over."""
+    return (folder / "metrics.jsonl").exists() or (folder / "checkpoints").exists()
+
+
+def write_run_folder(folder: Path, recipe: Recipe, registry: Registry) -> None:
+    """Write the resolved recipe, and what it runs with."""
+    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
     (folder / MANIFEST).write_text(json.dumps(_manifest(registry), indent=1) + "\n", encoding="utf-8")
+
+
+def write_summary(folder: Path, summary: RunSummary) -> None:
+    """Write how the run ended, warnings and questions left out included."""
+    text = json.dumps(dataclasses.asdict(summary), indent=1, default=str)
+    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
 
 
 def clear_run_folder(folder: Path) -> None:
@@ -62,6 +91,19 @@ def clear_run_folder(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _changed_plugins(folder: Path, registry: Registry) -> list[str]:
+    """List the plugins of the user whose code is not what the manifest says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        before = {item["origin"]: item["sha256"] for item in manifest["plugins"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResumeError(
+            f"{folder / MANIFEST}: cannot be read ({error}); restore it, or give another name=..."
+        ) from error
+    now = {origin.label: origin.sha256 for origin in registry.origins() if origin.label != "built-in"}
+    return sorted(label for label, sha256 in now.items() if before.get(label, sha256) != sha256)
 
 
 def _manifest(registry: Registry) -> dict[str, Any]:
@@ -82,7 +124,13 @@ def _manifest(registry: Registry) -> dict[str, Any]:
 
 def _differences(written: Path, recipe: Recipe) -> list[str]:
     """List the keys that differ: ``training.learning_rate: 0.001 there, 0.01 now``."""
-    before = _flat(yaml.safe_load(written.read_text(encoding="utf-8")))
+    try:
+        before = _flat(yaml.safe_load(written.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ResumeError(
+            f"{written}: the run's recipe cannot be read ({reason}); restore it, or give another name=..."
+        ) from error
     now = _flat(yaml.safe_load(recipe.to_yaml()))
     schedule = recipe.training.lr_scheduler_type
     changeable = CHANGEABLE if schedule == "constant" else CHANGEABLE[1:]

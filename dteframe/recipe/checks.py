@@ -165,7 +165,7 @@ def _pool(
         return
     if num_questions is None:
         return
-    held_out = training.evaluation_size if training.evaluate_every else 0
+    held_out = 0 if dataset.has_evaluation_questions() else training.evaluation_size
     pool = num_questions - held_out
     pool_words = f"the dataset {dataset.type!r} has {num_questions}" + (
         f", {held_out} of them held out (training.evaluation_size)" if held_out else ""
