@@ -436,3 +436,20 @@ def test_every_example_loads(component, tmp_path, told):
     assert len(questions.train) >= 10
     assert config.num_questions() in (None, len(questions.train))
     assert told == []
+
+
+def test_text_of_another_encoding_is_refused_and_a_byte_order_mark_is_read_over(tmp_path, told):
+    latin, marked = tmp_path / "latin.jsonl", tmp_path / "marked.jsonl"
+    latin.write_bytes('{"question": "\u00e9", "answer": "1"}'.encode("latin-1"))
+    marked.write_bytes('{"question": "1 + 1", "answer": "2"}'.encode("utf-8-sig"))
+    with pytest.raises(
+        DataError, match=r"latin.jsonl: is not UTF-8 text \(byte 0xe9 at position 14\); save it as"
+    ):
+        load(FilesConfig(path=str(latin)), told, tmp_path)
+    assert load(FilesConfig(path=str(marked)), told, tmp_path).train[0].text == "1 + 1"
+
+
+def test_a_csv_file_with_a_repeated_column_is_refused(tmp_path, told):
+    (tmp_path / "twice.csv").write_text("question,answer,answer\n1 + 1,2,3\n")
+    with pytest.raises(DataError, match="its header has the column 'answer' twice; rename one of them"):
+        load(FilesConfig(path=str(tmp_path / "twice.csv")), told, tmp_path)

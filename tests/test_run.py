@@ -218,7 +218,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(finished, tmp_path
     plugins = plugins_with_killer(tmp_path, "dteframe_step_finished(report)", "report.step == 1")
     with pytest.raises(KeyboardInterrupt) as caught:
         run_tiny(tmp_path, plugins=plugins)
-    assert caught.value.__notes__[-1].endswith("starts over: there is no checkpoint yet")
+    assert caught.value.__notes__[-1].endswith("starts over: no checkpoint yet")
     run_tiny(tmp_path, resume=True)
     assert_same_run(finished, tmp_path)
 

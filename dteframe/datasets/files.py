@@ -180,7 +180,12 @@ def read_table(path: Path, config: FilesConfig) -> Table:
                 return _of_objects(_read_json(path), path)
             case _:
                 return _of_objects(_read_json_lines(path), path)
-    except (OSError, ValueError) as error:  # pyarrow's errors and undecodable text are ValueErrors.
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 text (byte {error.object[error.start]:#04x} at position {error.start}); "
+            "save it as UTF-8"
+        ) from error
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors.
         raise DataError(f"{path}: cannot be read as {path.suffix.lower()}: {error}") from error
 
 
@@ -204,11 +209,14 @@ def _read_csv(path: Path, text_columns: Sequence[str]) -> Table:
             column_types=dict.fromkeys(text_columns, pyarrow.string())
         ),
     )
+    repeated = [name for name, times in Counter(table.column_names).items() if times > 1]
+    if repeated:
+        raise ValueError(f"its header has the column {repeated[0]!r} twice; rename one of them")
     return Table(table.column_names, table.to_pylist())
 
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(values, list):
         raise ValueError(
             f"it holds {type(values).__name__}, not a list of objects; .jsonl is for an object a line"
@@ -217,7 +225,7 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:

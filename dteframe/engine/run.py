@@ -21,7 +21,13 @@ from dteframe.engine.evaluate import evaluate
 from dteframe.engine.meter import Meter
 from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.engine.progress import Progress
-from dteframe.engine.run_folder import check_run_folder, clear_run_folder, write_run_folder, write_summary
+from dteframe.engine.run_folder import (
+    check_run_folder,
+    clear_run_folder,
+    has_begun,
+    write_run_folder,
+    write_summary,
+)
 from dteframe.engine.setup import Setup
 from dteframe.engine.step import training_step
 from dteframe.engine.streams import Streams
@@ -187,11 +193,10 @@ def _saying_how_to_go_on(folder: Path, registry: Registry) -> Iterator[None]:
         if isinstance(error, Exception):
             for place in _places_outside(error, registry):
                 error.add_note(f"raised in {place}")
-        checkpoints = sorted(path.name for path in folder.glob("checkpoints/step_*"))
-        where = (
-            f"goes on from {checkpoints[-1]}" if checkpoints else "starts over: there is no checkpoint yet"
-        )
-        error.add_note(f"{folder}: the same command with --resume {where}")
+        if has_begun(folder):
+            checkpoints = sorted(path.name for path in folder.glob("checkpoints/step_*"))
+            where = f"goes on from {checkpoints[-1]}" if checkpoints else "starts over: no checkpoint yet"
+            error.add_note(f"{folder}: the same command with --resume {where}")
         raise
 
 
