@@ -494,3 +494,10 @@ def test_smollm2_from_its_package_answers_and_saves_as_plain_safetensors(tmp_pat
     save(third, tmp_path / "policy")
     assert are_equal(policy, Policy(AutoModelForCausalLM.from_pretrained(tmp_path / "policy"), None, "cpu"))
     assert "quantization_config" not in json.loads((tmp_path / "policy" / "config.json").read_text())
+
+
+def test_a_folder_without_tokenizer_files_is_refused(tmp_path):
+    tiny_policy(architecture="qwen2").module.save_pretrained(tmp_path / "bare")
+    config = PretrainedConfig(path=str(tmp_path / "bare"))
+    with pytest.raises(DataError, match="tokenizer"):
+        Pretrained(config, Told(tmp_path).context).load(())

@@ -17,6 +17,8 @@ from dteframe.datasets.columns import PromptConfig
 from dteframe.datasets.mixture import divided
 from dteframe.gym_entries import make_task, to_json
 
+FEWEST_REPEATS = 1000
+"""Questions in a row that all repeat others before a task is given up."""
 MOST_TRIES = 20
 """Entries generated per question wanted, at most: a task that repeats itself more has too few questions."""
 REPORT_EVERY = 500
@@ -98,7 +100,10 @@ class ReasoningGym(Dataset):
         num_tries = 0
         with _own_chance(f"{seed}"):
             generator = make_task(task.name, task.options, seed, most)
-        while len(questions) < count and num_tries < most:
+        num_repeats = 0  # In a row: where they are many, the task has hardly anything new to ask.
+        while (
+            len(questions) < count and num_tries < most and num_repeats < FEWEST_REPEATS + 5 * len(questions)
+        ):
             try:
                 with _own_chance(f"{seed} {num_tries}"):
                     entry = generator[num_tries]
@@ -110,9 +115,11 @@ class ReasoningGym(Dataset):
                 left_out[f"{where}: its question is empty"] += 1
             elif question.text_hash in seen:
                 left_out[f"{where}: its question repeats another"] += 1
+                num_repeats += 1
             else:
                 seen.add(question.text_hash)
                 questions.append(question)
+                num_repeats = 0
                 if len(questions) % REPORT_EVERY == 0:
                     self.context.progress(f"generating {task.name}", len(questions), count)
         if len(questions) < count:

@@ -168,6 +168,11 @@ class Pretrained(Model):
                 trust_remote_code=self.config.trust_remote_code,
                 padding_side="left",
             )
+        if not tokenizer("a 1")["input_ids"]:
+            raise DataError(
+                f"model 'pretrained': {self.config.path!r} has no tokenizer that makes tokens of text; "
+                "put its tokenizer files (tokenizer.json, tokenizer_config.json) beside the weights"
+            )
         return tokenizer
 
     def _unpacked(self, source: Source, gguf_file: str) -> Path:
