@@ -14,15 +14,13 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from dteframe import contracts, hookspecs, reports
+from dteframe.plugin_listing import options_of
 from dteframe.recipe import TrainingConfig, json_schema
 from dteframe.registry import Registered, Registry, load_registry
 
@@ -192,81 +190,10 @@ def attribute_docstrings(module: types.ModuleType) -> dict[str, dict[str, str]]:
 
 def _option_rows(config: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     """Give key, type, default and meaning of every option; those of nested options follow with a dot."""
-    for name, item in config.model_fields.items():
-        if name == "type":
-            continue
-        yield f"`{prefix}{name}`", _type_text(item), _default_text(item), _one_line(item.description or "")
-        for inner in _models_in(item.annotation):
-            yield from _option_rows(inner, f"{prefix}{name}.")
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
-def _type_text(item: FieldInfo) -> str:
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = [
-        f"{sign} {getattr(bound, name)}"
-        for bound in item.metadata
-        for name, sign in signs.items()
-        if getattr(bound, name, None) is not None
-    ]
-    return ", ".join([_annotation_text(item.annotation), *bounds])
-
-
-def _annotation_text(annotation: Any) -> str:
-    """Word a type as a recipe's author thinks of it."""
-    words = {
-        int: "integer",
-        float: "number",
-        str: "text",
-        bool: "true or false",
-        Path: "path",
-        Any: "anything",
-    }
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if annotation is None or annotation is type(None):
-        return "null"
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in inner)
-    if origin is Annotated:
-        return _annotation_text(inner[0])
-    if origin in (Union, types.UnionType):
-        return " or ".join(_annotation_text(one) for one in inner)
-    if origin in (list, tuple):
-        return f"list of {_annotation_text(inner[0])}"
-    if origin in (dict, Mapping):
-        return f"mapping of {_annotation_text(inner[0])} to {_annotation_text(inner[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "options"
-    if annotation in words:
-        return words[annotation]
-    return getattr(annotation, "__name__", str(annotation))
-
-
-def _default_text(item: FieldInfo) -> str:
-    value = item.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return "required"
-    return f"`{json.dumps(_plain(value), ensure_ascii=False)}`"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return _plain(value.model_dump())
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value if _is_scalar(value) else str(value)
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
+    for option in options_of(config, prefix):
+        default = "required" if option.default is None else f"`{option.default}`"
+        condition = f"With `{option.only_with}`: " if option.only_with else ""
+        yield f"`{option.name}`", option.type, default, _one_line(condition + option.description)
 
 
 def _summary(documented: Any) -> str:
