@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,7 @@ def run(  # noqa: PLR0913  # one parameter per option of the command
         _announce_local_plugins(registry)
         # torch reads it when it is loaded: threads that spin while they wait cost a busy machine dearly.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Schedulers end jobs as Ctrl-C does.
         from dteframe.engine.run import run_recipe
 
         if all(tracker.type != "console" for tracker in loaded.recipe.tracker):

@@ -174,7 +174,7 @@ def test_the_warm_up_learns(tmp_path):
     assert told.progress[0] == ("warming up", 1, 150)
     assert told.progress[149] == ("warming up", 150, 150)
     what, done, total = told.progress[150]
-    assert what.startswith("warmed up to a loss of 0.") and what.endswith(" nats a token")
+    assert what.startswith("warmed up on 20 questions to 0.") and what.endswith(" nats a token")
     assert (done, total) == (150, 150)
     assert not policy.module.training
     assert all(parameter.grad is None for parameter in policy.module.parameters())
@@ -249,7 +249,7 @@ def test_a_warm_up_without_worked_solutions_is_refused(tmp_path):
     )
 
 
-def test_questions_that_the_warm_up_leaves_out_are_counted(tmp_path):
+def test_solutions_that_are_too_long_for_the_warm_up_are_counted(tmp_path):
     questions = (
         *tiny_questions(3),
         Question("q-1", "1+1", "1+1", "2"),
@@ -258,9 +258,10 @@ def test_questions_that_the_warm_up_leaves_out_are_counted(tmp_path):
     options = WarmUpConfig(steps=1)
     _, told = from_scratch(tmp_path, questions, warm_up=options, max_position_embeddings=31)
     assert told.warnings == [
-        "model 'from_scratch': the warm-up uses 3 of 5 training questions; 1 have no worked solution, "
-        "1 are longer than 31 tokens"
+        "model 'from_scratch': 1 of 4 worked solutions are longer than the 31 tokens that the model reads; "
+        "they are left out of the warm-up; raise model.max_position_embeddings"
     ]
+    assert told.progress[-1][0].startswith("warmed up on 3 questions to ")
 
 
 def test_a_warm_up_that_diverges_is_an_error(tmp_path):

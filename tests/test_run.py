@@ -1,7 +1,9 @@
 """Runs of a tiny recipe with every stage in it: what they write, that they repeat, that they resume."""
 
 import json
+import os
 import re
+import socket
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import transformers
 from safetensors.torch import load_file
 from tiny_run import rows, run_tiny
 
+from dteframe.engine.run_folder import locked
 from dteframe.errors import DataError, PluginError, ResumeError
 from dteframe.recipe import load_recipe
 from dteframe.registry import load_registry
@@ -303,6 +306,27 @@ def test_a_hook_that_raises_is_named_with_its_line(tmp_path):
 def test_the_summary_is_written_with_everything_that_was_warned_of(finished):
     summary = json.loads((finished / "runs/tiny/summary.json").read_text())
     assert summary["steps"] == 6 and summary["warnings"] == [] and summary["left_out"] == {}
+
+
+def test_a_second_process_is_kept_out_of_a_run_folder(tmp_path):
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    with locked(folder), pytest.raises(ResumeError) as caught:
+        run_tiny(tmp_path)
+    assert str(caught.value) == (
+        f"{folder}: another process writes to it (process {os.getpid()} on {socket.gethostname()}); "
+        "wait for it, or give another name=..."
+    )
+    run_tiny(tmp_path, "training.max_steps=1")
+
+
+def test_a_run_that_cannot_learn_says_so_after_three_steps(tmp_path):
+    summary = run_tiny(tmp_path, "reward.pattern='ANSWER'")
+    (warning,) = summary.warnings
+    assert warning.startswith(
+        "no group of the first 3 steps held both successes and failures, so nothing is learnt: every "
+        "answer is wrong: the reward may not find the answer (its answer_pattern)"
+    )
 
 
 def test_a_finished_run_can_go_on_for_more_steps(tmp_path):

@@ -22,6 +22,8 @@ class Progress:
     success_rate_after: float | None = None
     informative_groups: float = 0.0
     fresh_groups: int = 0
+    successes: float = 0.0
+    """Sum over fresh groups of their success rates."""
     reference_pearsons: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -31,6 +33,7 @@ class Progress:
             if isinstance(stage, AnswerReport):
                 self.informative_groups += stage.informative_fraction * stage.num_groups
                 self.fresh_groups += stage.num_groups
+                self.successes += stage.success_rate * stage.num_groups
             elif isinstance(stage, EstimateReport) and stage.reference_pearson is not None:
                 self.reference_pearsons.append(stage.reference_pearson)
             elif isinstance(stage, EvaluationReport):
@@ -59,6 +62,7 @@ class Progress:
             "success_rate_after": self.success_rate_after,
             "informative_groups": self.informative_groups,
             "fresh_groups": self.fresh_groups,
+            "successes": self.successes,
             "reference_pearsons": self.reference_pearsons,
             "warnings": self.warnings,
         }

@@ -25,6 +25,7 @@ from dteframe.engine.run_folder import (
     check_run_folder,
     clear_run_folder,
     has_begun,
+    locked,
     write_run_folder,
     write_summary,
 )
@@ -39,6 +40,8 @@ from dteframe.reports import RunReport, RunSummary, StageReport, StepReport
 
 CACHE_VARIABLE = "DTEFRAME_CACHE"
 DEFAULT_CACHE = "~/.cache/dteframe"
+NUM_STEPS_WITHOUT_SIGNAL = 3
+"""Steps without any informative group after which somebody should look."""
 
 
 def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resume: bool) -> RunSummary:
@@ -50,15 +53,8 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
     context = _context(recipe, folder, registry.hooks, progress)
     check_run_folder(folder, recipe, registry, resume=resume, warn=context.warn)
     parts = assemble(recipe, registry, context)
-    with _listening(parts, registry.hooks), _saying_how_to_go_on(folder, registry):
-        checkpoint = newest_checkpoint(folder, context.warn)
-        if checkpoint is None:
-            clear_run_folder(folder)
-        setup = _set_up(recipe, context, parts, registry.hooks)
-        if checkpoint is not None:
-            load_checkpoint(setup, progress, checkpoint)
-            _refuse_to_go_back(recipe, progress, checkpoint)
-        write_run_folder(folder, recipe, registry)
+    with locked(folder), _listening(parts, registry.hooks), _saying_how_to_go_on(folder, registry):
+        setup = _begin(recipe, context, parts, registry, progress)
         registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
         _train(setup, progress)
         save_policy(setup.policy, folder / "policy")
@@ -68,11 +64,27 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
     return summary
 
 
+def _begin(recipe: Recipe, context: Context, parts: Parts, registry: Registry, progress: Progress) -> Setup:
+    """Set everything up, and go on from the newest whole checkpoint if there is one."""
+    folder = context.run_folder
+    checkpoint = newest_checkpoint(folder, context.warn)
+    if checkpoint is None:
+        clear_run_folder(folder)
+    setup = _set_up(recipe, context, parts, registry.hooks)
+    if checkpoint is not None:
+        load_checkpoint(setup, progress, checkpoint)
+        _refuse_to_go_back(recipe, progress, checkpoint)
+    write_run_folder(folder, recipe, registry)
+    return setup
+
+
 def _train(setup: Setup, progress: Progress) -> None:
     """Repeat the step: evaluate, report and checkpoint at their turns, and at the end."""
     training = setup.recipe.training
-    if progress.step == 0 and training.evaluate_every:
-        _report(setup, progress, [evaluate(setup, 0)])
+    if progress.step == 0:
+        _report(setup, progress, [evaluate(setup, 0)] if training.evaluate_every else [])
+    else:
+        setup.meter.close_step()  # What resuming took is no part of a step.
     while progress.step < training.max_steps:
         reports = list(training_step(setup, progress))
         is_last = progress.step == training.max_steps
@@ -93,7 +105,21 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
         stages=(*stages, times, setup.meter.costs()),
     )
     progress.note(report)
+    if progress.step == NUM_STEPS_WITHOUT_SIGNAL and progress.informative_groups == 0:
+        setup.context.warn(
+            f"no group of the first {progress.step} steps held both successes and failures, so nothing is "
+            f"learnt: {_likely_cause(progress)}; look at {setup.context.run_folder / 'rollouts.jsonl'}"
+        )
     setup.hooks.hook.dteframe_step_finished(report=report)
+
+
+def _likely_cause(progress: Progress) -> str:
+    if progress.successes:
+        return "every answer is right: the questions are too easy"
+    return (
+        "every answer is wrong: the reward may not find the answer (its answer_pattern), completions may be "
+        "cut short (rollout.max_completion_length), or the questions are too hard for the model"
+    )
 
 
 def _set_up(recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.PluginManager) -> Setup:

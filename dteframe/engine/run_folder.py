@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
 import platform
 import shutil
+import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from dteframe.recipe import Recipe
 from dteframe.registry import Registry
 from dteframe.reports import RunSummary
 
-RECIPE, MANIFEST, SUMMARY = "recipe.yaml", "manifest.json", "summary.json"
+RECIPE, MANIFEST, SUMMARY, LOCK = "recipe.yaml", "manifest.json", "summary.json", ".lock"
 WRITTEN_BY_A_RUN = (
     "metrics.jsonl",
     "rollouts.jsonl",
@@ -64,6 +68,28 @@ def check_run_folder(
         )
     for path in _changed_plugins(folder, registry):
         warn(f"{path}: this plugin has changed since the run began; what follows is made with the new code")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder; the lock goes with the process, however it ends.
+
+    Raises:
+        ResumeError: another process holds it; names it.
+    """
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise ResumeError(
+                f"{folder}: another process writes to it ({file.read().strip()}); wait for it, or give "
+                "another name=..."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def has_begun(folder: Path) -> bool:

@@ -142,12 +142,15 @@ class FromScratch(Model):
             except CorruptCacheError as problem:
                 self.context.warn(f"{path}: cached weights are left unused: {problem}; warming up again")
             else:
-                what = f"warmed up to a loss of {facts['final_loss']} nats a token (cached)"
+                what = (
+                    f"warmed up on {len(examples)} questions to {facts['final_loss']} nats a token (cached)"
+                )
                 self.context.progress(what, steps, steps)
                 return
         loss = warm_up(module, examples, self.config.warm_up, seed, self.context.progress)
         write_weights(path, module, {"final_loss": f"{loss:.4f}"})
-        self.context.progress(f"warmed up to a loss of {loss:.4f} nats a token", steps, steps)
+        what = f"warmed up on {len(examples)} questions to {loss:.4f} nats a token"
+        self.context.progress(what, steps, steps)
 
     def _key(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[WorkedExample], seed: int) -> str:
         """Hash everything that the warmed-up weights depend on."""

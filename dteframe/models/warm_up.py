@@ -58,7 +58,7 @@ class WorkedExample:
 def worked_examples(
     questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, warn: Callable[[str], None]
 ) -> list[WorkedExample]:
-    """Tokenise the questions that have a worked solution and fit the model; warn of the others.
+    """Tokenise the questions that have a worked solution and fit the model; warn of those that do not.
 
     Raises:
         ValueError: no question has a worked solution, or none fits.
@@ -76,11 +76,11 @@ def worked_examples(
             f"model 'from_scratch': all {len(examples)} worked solutions are longer than the "
             f"{tokenizer.model_max_length} tokens that the model reads; raise model.max_position_embeddings"
         )
-    if len(fitting) < len(questions):
+    if len(fitting) < len(examples):
         warn(
-            f"model 'from_scratch': the warm-up uses {len(fitting)} of {len(questions)} training questions; "
-            f"{len(questions) - len(examples)} have no worked solution, {len(examples) - len(fitting)} are "
-            f"longer than {tokenizer.model_max_length} tokens"
+            f"model 'from_scratch': {len(examples) - len(fitting)} of {len(examples)} worked solutions are "
+            f"longer than the {tokenizer.model_max_length} tokens that the model reads; they are left out of "
+            "the warm-up; raise model.max_position_embeddings"
         )
     return fitting
 

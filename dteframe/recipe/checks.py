@@ -114,7 +114,7 @@ def _schedule(training: TrainingConfig) -> Iterator[Contradiction]:
         yield (
             ("training", "warmup_steps"),
             f"{training.warmup_steps} is more than training.max_steps {training.max_steps}, so the learning "
-            "rate would never be reached",
+            "rate would never be reached; lower it too",
         )
     if training.evaluate_every > 0 and training.evaluation_size == 0:
         yield (
@@ -135,7 +135,7 @@ def _replay(
         yield (
             key,
             f"{fresh} leaves room for replayed groups, but {replay}, which gives none back; "
-            "leave the key out, or choose a replay buffer such as fifo",
+            "leave the key out (null), or choose a replay buffer such as fifo",
         )
     elif sections.replays and fresh == 1:
         yield (

@@ -83,6 +83,8 @@ class Unknown:
     def meant(self, path: KeyPath, known: Sequence[str]) -> str | None:
         """Give the key of the same section that an unknown key most likely stands for."""
         key, section = str(path[-1]), str(path[0]) if len(path) > 1 else ""
+        if key.replace("_", "") in [name.replace("_", "") for name in known]:
+            return next(name for name in known if name.replace("_", "") == key.replace("_", ""))
         if list(self._elsewhere(path)):
             return None
         for name in known:
@@ -91,6 +93,8 @@ class Unknown:
         return None
 
     def _words(self, key: str, known: Sequence[str], elsewhere: Sequence[str]) -> str:
+        if key.replace("_", "") in (squeezed := {name.replace("_", ""): name for name in known}):
+            return f"unknown key; did you mean {squeezed[key.replace('_', '')]!r}?"
         if elsewhere:
             return f"unknown key; it is a key of {' and of '.join(elsewhere)}"
         if key in FOREIGN_NAMES:
