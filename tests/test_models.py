@@ -171,8 +171,8 @@ def test_the_warm_up_learns(tmp_path):
         after = solution_loss(policy.module, examples).item()
     assert before > 4  # About the logarithm of 99 characters.
     assert after < 0.5
-    assert told.progress[0] == ("warming up", 1, 150)
-    assert told.progress[149] == ("warming up", 150, 150)
+    assert told.progress[0] == ("warming up", 0, 150)
+    assert told.progress[149] == ("warming up", 149, 150)
     what, done, total = told.progress[150]
     assert what.startswith("warmed up on 20 questions to 0.") and what.endswith(" nats a token")
     assert (done, total) == (150, 150)

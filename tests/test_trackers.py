@@ -330,3 +330,16 @@ def test_a_terminal_gets_bars_and_its_cursor_back(context, tmp_path, capsys, mon
     assert captured.out == ""
     assert "warming up" in captured.err and "6s left" in captured.err
     assert captured.err.rfind("\x1b[?25h") > captured.err.rfind("\x1b[?25l") >= 0
+
+
+def test_the_console_ends_long_work_with_a_line_and_short_work_without(context, capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    console = Console(ConsoleConfig(), context)
+    console.dteframe_progress("warming up", 0, 2)
+    clock[0] = 11.0
+    console.dteframe_progress("warming up", 1, 2)
+    console.dteframe_progress("warmed up to 0.1 nats", 2, 2)
+    console.dteframe_progress("generating", 0, 2)
+    console.dteframe_progress("generating", 2, 2)
+    assert capsys.readouterr().err.splitlines() == ["warming up: 1 of 2", "warmed up to 0.1 nats"]

@@ -122,7 +122,7 @@ def warm_up(
                 f"model 'from_scratch': the loss of the warm-up is {losses[-1]} at step {step}; "
                 f"lower model.warm_up.learning_rate from {config.learning_rate}"
             )
-        progress("warming up", step + 1, config.steps)
+        progress("warming up", step, config.steps)
     module.zero_grad()
     module.eval()  # type: ignore[no-untyped-call]  # transformers does not annotate it
     return float(np.mean(losses[-STEPS_OF_FINAL_LOSS:]))

@@ -19,7 +19,7 @@ COLUMNS = ("step", "reward", "success", "informative", "estimator r", "loss", "l
 WIDTHS = (9, 8, 8, 11, 11, 10, 7, 8, 8)
 ROWS_PER_HEADER = 20
 SECONDS_BETWEEN_PROGRESS_LINES = 10.0
-"""Without a terminal: long enough that a log is readable, short enough that nobody thinks it hangs."""
+"""Long enough that a log is readable, short enough that nobody thinks it hangs."""
 
 
 class ConsoleConfig(TrackerConfig):
@@ -52,7 +52,8 @@ class Console(Tracker):
         )
         self._work: TaskID | None = None
         self._run: TaskID | None = None
-        self._last_progress_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._work_began: float | None = None
         self._num_rows = 0
         self._first_step = 0
         self._seconds_here = 0.0
@@ -77,14 +78,20 @@ class Console(Tracker):
 
     @hookimpl
     def dteframe_progress(self, what: str, done: int, total: int) -> None:
-        """Show how far long work is: a bar, or a line now and then."""
+        """Show how far long work is: a bar, or a line now and then; and a line when it has ended."""
+        now = time.monotonic()
+        if self._work_began is None:
+            self._work_began = now
+        if done >= total:
+            if now - self._work_began >= SECONDS_BETWEEN_PROGRESS_LINES:
+                self._say(what)
+            self._work_began = None
         if self._console.is_terminal:
             self._show_bars()
             if self._work is None:
                 self._work = self._bars.add_task(what, total=total, left="")
             self._bars.update(self._work, description=what, completed=done, total=total, visible=done < total)
-        elif (now := time.monotonic()) - self._last_progress_line >= SECONDS_BETWEEN_PROGRESS_LINES:
-            self._last_progress_line = now
+        elif done < total and now - self._last_line >= SECONDS_BETWEEN_PROGRESS_LINES:
             self._say(f"{what}: {done} of {total}")
 
     @hookimpl
@@ -161,6 +168,7 @@ class Console(Tracker):
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, soft_wrap=True)
+        self._last_line = time.monotonic()
 
 
 def _summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
