@@ -206,13 +206,6 @@ class _Writer:
             found[key] = self.value_of(value_node, (*path, key), depth + 1)
         return found
 
-    def _sequence(self, node: yaml.SequenceNode, path: KeyPath, depth: int) -> list[Any]:
-        found: list[Any] = []
-        for index, item in enumerate(node.value):
-            self.document.keys[*path, index] = _mark(item.start_mark)
-            found.append(self.value_of(item, (*path, index), depth + 1))
-        return found
-
     def _key_problem(self, node: yaml.Node, path: KeyPath, found: dict[str, Any]) -> str | None:
         if not isinstance(node, yaml.ScalarNode):
             return "a key must be text, not a list or a mapping; put it in quotes"
