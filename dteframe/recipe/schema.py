@@ -87,7 +87,7 @@ class TrainingConfig(BaseModel):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate after the warm-up; ``linear`` and ``cosine`` reach 0 just after the last step."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Training steps in which the learning rate rises linearly from 0."""
+    """Training steps in which the learning rate rises linearly; the first has more than 0."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
