@@ -175,7 +175,8 @@ class CostReport(StageReport):
     total_seconds: float
     """Wall-clock since the start, evaluation included."""
     training_seconds: float
-    """Wall-clock since the start without evaluation and checkpoints: what time to target is counted in."""
+    """Wall-clock since the start without loading, evaluation and checkpoints: what time to target is counted
+    in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +187,9 @@ class TimeReport(StageReport):
     step_seconds: float
     """The whole step."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """Per stage: ``references_seconds``, ``predict_seconds``, ``select_seconds``, ``generate_seconds``,
-    ``score_seconds``,
-    ``replay_seconds``, ``update_seconds``, ``evaluate_seconds``, ``checkpoint_seconds`` and the rest,
-    ``other_seconds``."""
+    """Per stage: ``load_seconds``, ``embed_seconds``, ``references_seconds``, ``predict_seconds``,
+    ``select_seconds``, ``generate_seconds``, ``score_seconds``, ``replay_seconds``, ``update_seconds``,
+    ``evaluate_seconds``, ``checkpoint_seconds`` and the rest, ``other_seconds``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ import transformers
 from safetensors.torch import load_file
 from tiny_run import rows, run_tiny
 
+from dteframe.engine.progress import Progress
+from dteframe.engine.run import _likely_cause
 from dteframe.engine.run_folder import locked
 from dteframe.errors import DataError, PluginError, ResumeError
 from dteframe.recipe import load_recipe
@@ -318,6 +320,32 @@ def test_a_second_process_is_kept_out_of_a_run_folder(tmp_path):
         "wait for it, or give another name=..."
     )
     run_tiny(tmp_path, "training.max_steps=1")
+
+
+def test_a_second_process_learns_that_the_first_still_runs_rather_than_to_resume_it(finished):
+    folder = finished / "runs" / "tiny"
+    with locked(folder), pytest.raises(ResumeError, match="another process writes to it"):
+        run_tiny(finished)
+
+
+def test_a_checkpoint_that_was_never_finished_is_cleared_away(tmp_path):
+    run_tiny(tmp_path, "training.max_steps=1")
+    folder = tmp_path / "runs/tiny"
+    (folder / "checkpoints/.step_000009.writing").mkdir()
+    run_tiny(tmp_path, "training.max_steps=2", resume=True)
+    assert list(folder.rglob("*.writing")) == []
+
+
+@pytest.mark.parametrize(
+    ("successes", "cause"),
+    [
+        (0, "every answer is wrong"),
+        (3, "each question is solved always or never"),
+        (6, "every answer is right"),
+    ],
+)
+def test_the_likely_cause_of_learning_nothing_follows_the_successes(successes, cause):
+    assert _likely_cause(Progress(successes=successes, fresh_groups=6)).startswith(cause)
 
 
 def test_a_run_that_cannot_learn_says_so_after_three_steps(tmp_path):

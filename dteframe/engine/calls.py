@@ -124,6 +124,12 @@ def select(
     return tuple(selection.question_ids)
 
 
+def num_ready(replay: Replay, policy_version: int) -> int:
+    """Ask how many earlier groups could be drawn."""
+    with running(replay):
+        return replay.num_ready(policy_version)
+
+
 def draw(
     replay: Replay, count: int, policy_version: int, excluded: frozenset[str], rng: np.random.Generator
 ) -> tuple[Group, ...]:

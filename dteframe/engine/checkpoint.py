@@ -27,7 +27,8 @@ def save_checkpoint(setup: Setup, progress: Progress) -> Path:
     """Write ``checkpoints/step_000040``: into a folder beside it first, then renamed."""
     folder = setup.context.run_folder / "checkpoints" / f"step_{progress.step:06d}"
     fresh = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(fresh, ignore_errors=True)
+    for unfinished in folder.parent.glob(".step_*.writing"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_policy(setup.policy, fresh / "policy")
     write_state(fresh, "learner", setup.learner.state_dict())
@@ -44,11 +45,12 @@ def save_checkpoint(setup: Setup, progress: Progress) -> Path:
         for path in files
     }
     (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in [*files, fresh / MANIFEST, fresh / "policy", fresh]:
+    for path in [*fresh.rglob("*"), fresh]:
         _to_disk(path)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
     _to_disk(folder.parent)
+    _to_disk(setup.context.run_folder)
     return folder
 
 
@@ -104,7 +106,8 @@ def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
             component.load_state_dict(states[name])
     progress.load_state_dict(state["progress"])
     setup.meter.load_state_dict(state["meter"])
-    setup.parts.rollout.sync(setup.policy)
+    with calls.running(setup.parts.rollout):
+        setup.parts.rollout.sync(setup.policy)
 
 
 def _stateful(setup: Setup) -> Mapping[str, Component]:

@@ -83,7 +83,7 @@ def make_plan(setup: Setup, step: int, last_estimate: SuccessEstimate | None) ->
                 parts.estimator.observe(observation_of(references, "reference"))
         estimate = calls.predict(parts.estimator, version, setup.pool.train)
     wanted = setup.arithmetic.num_replayed
-    num_replayed = wanted if parts.replay.num_ready(version) >= wanted else 0
+    num_replayed = wanted if calls.num_ready(parts.replay, version) >= wanted else 0
     num_fresh = setup.arithmetic.questions_per_step - num_replayed
     reusable = [
         group for group in references if group.is_informative and setup.recipe.training.reuse_references

@@ -51,16 +51,17 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
     folder = runs_folder / recipe.name
     progress = Progress()
     context = _context(recipe, folder, registry.hooks, progress)
-    check_run_folder(folder, recipe, registry, resume=resume, warn=context.warn)
-    parts = assemble(recipe, registry, context)
-    with locked(folder), _listening(parts, registry.hooks), _saying_how_to_go_on(folder, registry):
-        setup = _begin(recipe, context, parts, registry, progress)
-        registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
-        _train(setup, progress)
-        save_policy(setup.policy, folder / "policy")
-        summary = _summary(setup, progress)
-        write_summary(folder, summary)
-        registry.hooks.hook.dteframe_run_finished(summary=summary)
+    with locked(folder):
+        check_run_folder(folder, recipe, registry, resume=resume, warn=context.warn)
+        parts = assemble(recipe, registry, context)
+        with _listening(parts, registry.hooks), _saying_how_to_go_on(folder, registry):
+            setup = _begin(recipe, context, parts, registry, progress)
+            registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
+            _train(setup, progress)
+            save_policy(setup.policy, folder / "policy")
+            summary = _summary(setup, progress)
+            write_summary(folder, summary)
+            registry.hooks.hook.dteframe_run_finished(summary=summary)
     return summary
 
 
@@ -72,7 +73,8 @@ def _begin(recipe: Recipe, context: Context, parts: Parts, registry: Registry, p
         clear_run_folder(folder)
     setup = _set_up(recipe, context, parts, registry.hooks)
     if checkpoint is not None:
-        load_checkpoint(setup, progress, checkpoint)
+        with setup.meter.stage("load"):
+            load_checkpoint(setup, progress, checkpoint)
         _refuse_to_go_back(recipe, progress, checkpoint)
     write_run_folder(folder, recipe, registry)
     return setup
@@ -114,8 +116,10 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
 
 
 def _likely_cause(progress: Progress) -> str:
-    if progress.successes:
+    if progress.successes == progress.fresh_groups:
         return "every answer is right: the questions are too easy"
+    if progress.successes:
+        return "each question is solved always or never: none is of moderate difficulty"
     return (
         "every answer is wrong: the reward may not find the answer (its answer_pattern), completions may be "
         "cut short (rollout.max_completion_length), or the questions are too hard for the model"
@@ -127,11 +131,11 @@ def _set_up(recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.Plugin
     training, streams, meter = recipe.training, Streams(recipe.seed), Meter()
     with meter.stage("load"):
         questions = calls.load(parts.dataset)
-    rng = streams(0, "hold_out")
-    pool = make_pool(questions, parts.rewards, training.evaluation_size, rng, context.warn)
-    with meter.stage("load"), calls.running(parts.model):
-        policy = parts.model.load(tuple(pool.train.values()))
-    pool, prompts = encode_prompts(pool, policy.tokenizer, training.max_prompt_length, context.warn)
+        rng = streams(0, "hold_out")
+        pool = make_pool(questions, parts.rewards, training.evaluation_size, rng, context.warn)
+        with calls.running(parts.model):
+            policy = parts.model.load(tuple(pool.train.values()))
+        pool, prompts = encode_prompts(pool, policy.tokenizer, training.max_prompt_length, context.warn)
     _refuse_small_pool(recipe, pool)
     with meter.stage("embed"), calls.running(parts.estimator):
         parts.estimator.start(

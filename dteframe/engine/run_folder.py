@@ -41,18 +41,11 @@ CHANGEABLE = ("training.max_steps", "training.checkpoint_every", "training.evalu
 def check_run_folder(
     folder: Path, recipe: Recipe, registry: Registry, *, resume: bool, warn: Callable[[str], None]
 ) -> None:
-    """Make the folder, or check that it may be used; nothing that a run wrote is changed.
+    """Check that the folder may be used; nothing that a run wrote is changed.
 
     Raises:
         ResumeError: the folder holds a run and ``resume`` is off, or its recipe differs in what matters.
-        DataError: the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: the run folder cannot be made ({error.strerror}); give another place with --runs"
-        ) from error
     if not has_begun(folder):
         return
     if not resume:
@@ -72,19 +65,31 @@ def check_run_folder(
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run folder; the lock goes with the process, however it ends.
+    """Make a run folder and keep other processes out of it; the lock goes with the process, however it ends.
 
     Raises:
         ResumeError: another process holds it; names it.
+        DataError: the folder or its lock cannot be made.
     """
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the run folder cannot be made ({error.strerror}); give another place with --runs"
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise ResumeError(
                 f"{folder}: another process writes to it ({file.read().strip()}); wait for it, or give "
                 "another name=..."
+            ) from error
+        except OSError as error:
+            raise DataError(
+                f"{folder}: the file system cannot lock it ({error.strerror}); give another place with --runs"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -99,14 +104,14 @@ def has_begun(folder: Path) -> bool:
 
 def write_run_folder(folder: Path, recipe: Recipe, registry: Registry) -> None:
     """Write the resolved recipe, and what it runs with."""
-    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-    (folder / MANIFEST).write_text(json.dumps(_manifest(registry), indent=1) + "\n", encoding="utf-8")
+    _write(folder / RECIPE, recipe.to_yaml())
+    _write(folder / MANIFEST, json.dumps(_manifest(registry), indent=1) + "\n")
 
 
 def write_summary(folder: Path, summary: RunSummary) -> None:
     """Write how the run ended, warnings and questions left out included."""
     text = json.dumps(dataclasses.asdict(summary), indent=1, default=str)
-    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    _write(folder / SUMMARY, text + "\n")
 
 
 def clear_run_folder(folder: Path) -> None:
@@ -117,6 +122,13 @@ def clear_run_folder(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file at once: a full disk leaves the old one, without which a run cannot be resumed."""
+    fresh = path.with_name(f".{path.name}.writing")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def _changed_plugins(folder: Path, registry: Registry) -> list[str]:

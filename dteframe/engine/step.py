@@ -55,7 +55,7 @@ def _draw(
     """Draw earlier groups before the step's own are offered: none is replayed in its own step."""
     version, replay = step - 1, setup.parts.replay
     with setup.meter.stage("replay"):
-        num_ready = replay.num_ready(version)
+        num_ready = calls.num_ready(replay, version)
         excluded = frozenset(fresh_ids) | {group.question_id for group in plan.reused}
         rng = setup.streams(step, "replay")
         groups = calls.draw(replay, plan.num_replayed, version, excluded, rng) if plan.num_replayed else ()
