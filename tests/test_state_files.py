@@ -31,6 +31,12 @@ def test_arrays_that_share_memory_are_written_apart(tmp_path):
     assert back["odd"].tolist() == [0, 2, 4]
 
 
+def test_keys_with_dots_do_not_take_the_arrays_of_others(tmp_path):
+    write_state(tmp_path, "x", {"a": {"b": np.array([1])}, "a.b": np.array([2])})
+    back = read_state(tmp_path, "x")
+    assert back["a"]["b"].tolist() == [1] and back["a.b"].tolist() == [2]
+
+
 def test_what_is_no_json_value_is_refused_with_its_path(tmp_path):
     with pytest.raises(
         TypeError, match=r"^components\.replay\.1: set cannot be kept; a state holds JSON values and"

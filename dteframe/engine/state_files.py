@@ -36,11 +36,9 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
 
 def _to_json(value: object, path: str, arrays: dict[str, torch.Tensor]) -> object:
     if isinstance(value, torch.Tensor):
-        arrays[path] = value.detach().cpu().contiguous().clone()
-        return {TENSOR: path}
+        return {TENSOR: _keep(value.detach().cpu().contiguous().clone(), path, arrays)}
     if isinstance(value, np.ndarray):
-        arrays[path] = torch.from_numpy(np.array(value, order="C"))
-        return {ARRAY: path}
+        return {ARRAY: _keep(torch.from_numpy(np.array(value, order="C")), path, arrays)}
     if isinstance(value, Mapping):
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
@@ -51,6 +49,14 @@ def _to_json(value: object, path: str, arrays: dict[str, torch.Tensor]) -> objec
     if isinstance(value, Sequence):
         return [_to_json(item, f"{path}.{place}", arrays) for place, item in enumerate(value)]
     raise TypeError(f"{path}: {type(value).__name__} cannot be kept; a state holds JSON values and arrays")
+
+
+def _keep(tensor: torch.Tensor, path: str, arrays: dict[str, torch.Tensor]) -> str:
+    """Put a tensor under its path; keys may hold dots, so two paths may read the same."""
+    while path in arrays:
+        path += "'"
+    arrays[path] = tensor
+    return path
 
 
 def _from_json(value: object, arrays: Mapping[str, torch.Tensor]) -> object:
