@@ -41,7 +41,6 @@ class OptimizerSettings:
     adam_beta2: float
     adam_epsilon: float
     max_grad_norm: float
-    """0 does not clip."""
     micro_batch_tokens: int
 
     @classmethod
@@ -221,8 +220,7 @@ class Learner:
         for micro_batch in minibatch.micro_batches:
             losses.append(self._backward(micro_batch, minibatch, work))
         masters = list(self._masters.values())
-        bound = self._settings.max_grad_norm or math.inf
-        norm = clip_grad_norm_(masters, bound)
+        norm = clip_grad_norm_(masters, self._settings.max_grad_norm)
         if not torch.isfinite(torch.stack([*losses, norm])).all():
             self._optimizer.zero_grad()
             raise UpdateError(self._what_is_not_finite(minibatch, number, losses, norm))
