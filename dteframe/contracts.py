@@ -1,11 +1,9 @@
 """One abstract class per kind of plugin, and the pydantic base of its configuration.
 
 A plugin is one final class in one file. It annotates ``config`` with its own configuration class, whose
-``type`` is
-the plugin's name in recipes; ``dteframe check FILE`` runs the promises of its kind (``dteframe.testing``)
-over it.
-Heavy packages (torch, transformers, datasets) are imported inside methods: listing and validating must stay
-cheap.
+``type`` is the plugin's name in recipes; ``dteframe check FILE`` runs the promises of its kind
+(``dteframe.testing``) over it. Heavy packages (torch, transformers, datasets) are imported inside methods:
+listing and validating must stay cheap.
 """
 
 from __future__ import annotations
