@@ -10,8 +10,15 @@ import numpy as np
 from dteframe.contracts import Reward
 from dteframe.engine import calls
 from dteframe.engine.setup import Setup
-from dteframe.records import Group, Observation, Prompt, Purpose, Question, Sampling
+from dteframe.records import Completion, Group, Observation, Prompt, Purpose, Question, Sampling
 from dteframe.reports import GroupsReport
+
+STAGES: Mapping[Purpose, tuple[str, str]] = {
+    "train": ("generate", "score"),
+    "reference": ("references", "references"),
+    "evaluation": ("evaluate", "evaluate"),
+}
+"""Where the seconds of generating and of scoring go, by purpose."""
 
 
 def answer(
@@ -22,36 +29,42 @@ def answer(
     The policy of step t has t - 1 steps behind it; the evaluation at step t comes after the step's update.
     """
     sampling, num_generations = _how(setup, purpose)
-    asked = [_question(setup, question_id) for question_id in question_ids]
-    with setup.meter.stage(
-        {"train": "generate", "reference": "references", "evaluation": "evaluate"}[purpose]
-    ):
-        prompts: list[Prompt] = [setup.prompts[question_id] for question_id in question_ids]
+    generating, scoring = STAGES[purpose]
+    prompts = [setup.prompts[question_id] for question_id in question_ids]
+    with setup.meter.stage(generating):
         answers = calls.generate(setup.parts.rollout, prompts, num_generations, sampling, rng)
-    groups = []
-    with setup.meter.stage({"train": "score", "reference": "references", "evaluation": "evaluate"}[purpose]):
-        for question, prompt, completions in zip(asked, prompts, answers, strict=True):
-            parts = {
-                name: calls.score(reward, question, completions)
-                for name, reward in named_rewards(setup).items()
-            }
-            weights = [reward.config.weight for reward in setup.parts.rewards]
-            total = sum(weight * scores for weight, scores in zip(weights, parts.values(), strict=True))
-            verdicts = next(iter(parts.values())) >= setup.recipe.training.success_threshold
-            group = Group(
-                question_id=question.id,
-                prompt_token_ids=prompt.token_ids,
-                completions=tuple(completions),
-                rewards=np.asarray(total, dtype=np.float64),
-                successes=int(verdicts.sum()),
-                policy_version=step if purpose == "evaluation" else step - 1,
-                purpose=purpose,
-                reward_parts=parts,
-            )
-            groups.append(group)
+    version = step if purpose == "evaluation" else step - 1
+    with setup.meter.stage(scoring):
+        groups = tuple(
+            _scored(setup, prompt, completions, purpose, version)
+            for prompt, completions in zip(prompts, answers, strict=True)
+        )
     setup.meter.charge(groups)
     tell(setup, step, groups, is_replayed=False)
-    return tuple(groups)
+    return groups
+
+
+def _scored(
+    setup: Setup, prompt: Prompt, completions: Sequence[Completion], purpose: Purpose, policy_version: int
+) -> Group:
+    """Make a group of a question's completions: rewards, and which of them are successes."""
+    question = _question(setup, prompt.question_id)
+    parts = {
+        name: calls.score(reward, question, completions) for name, reward in named_rewards(setup).items()
+    }
+    weights = [reward.config.weight for reward in setup.parts.rewards]
+    total = sum(weight * scores for weight, scores in zip(weights, parts.values(), strict=True))
+    verdicts = next(iter(parts.values())) >= setup.recipe.training.success_threshold
+    return Group(
+        question_id=question.id,
+        prompt_token_ids=prompt.token_ids,
+        completions=tuple(completions),
+        rewards=np.asarray(total, dtype=np.float64),
+        successes=int(verdicts.sum()),
+        policy_version=policy_version,
+        purpose=purpose,
+        reward_parts=parts,
+    )
 
 
 def observation_of(groups: Sequence[Group], purpose: Purpose) -> Observation:

@@ -24,9 +24,9 @@ def encode_with(
     policy.module.eval()  # type: ignore[no-untyped-call]  # transformers wraps it untyped
     with torch.no_grad():
         for start in range(0, len(texts), TEXTS_PER_BATCH):
-            batch = policy.tokenizer(
-                list(texts[start : start + TEXTS_PER_BATCH]), return_tensors="pt", padding=True
-            )
+            some = list(texts[start : start + TEXTS_PER_BATCH])
+            # On the right: positions then begin at the text, for models that learn them too.
+            batch = policy.tokenizer(some, return_tensors="pt", padding=True, padding_side="right")
             inputs = {name: batch[name].to(policy.device) for name in ("input_ids", "attention_mask")}
             states = policy.module(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
             mask = inputs["attention_mask"].unsqueeze(-1)

@@ -58,7 +58,9 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
             setup = _begin(recipe, context, parts, registry, progress)
             registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
             _train(setup, progress)
-            save_policy(setup.policy, folder / "policy")
+            with setup.meter.stage("checkpoint"):
+                save_policy(setup.policy, folder / "policy")
+            setup.meter.close_step()
             summary = _summary(setup, progress)
             write_summary(folder, summary)
             registry.hooks.hook.dteframe_run_finished(summary=summary)
