@@ -35,8 +35,9 @@ def answer(
         answers = calls.generate(setup.parts.rollout, prompts, num_generations, sampling, rng)
     version = step if purpose == "evaluation" else step - 1
     with setup.meter.stage(scoring):
+        rewards = named_rewards(setup)
         groups = tuple(
-            _scored(setup, prompt, completions, purpose, version)
+            _scored(setup, rewards, prompt, completions, purpose, version)
             for prompt, completions in zip(prompts, answers, strict=True)
         )
     setup.meter.charge(groups)
@@ -45,15 +46,17 @@ def answer(
 
 
 def _scored(
-    setup: Setup, prompt: Prompt, completions: Sequence[Completion], purpose: Purpose, policy_version: int
+    setup: Setup,
+    rewards: Mapping[str, Reward],
+    prompt: Prompt,
+    completions: Sequence[Completion],
+    purpose: Purpose,
+    policy_version: int,
 ) -> Group:
     """Make a group of a question's completions: rewards, and which of them are successes."""
     question = _question(setup, prompt.question_id)
-    parts = {
-        name: calls.score(reward, question, completions) for name, reward in named_rewards(setup).items()
-    }
-    weights = [reward.config.weight for reward in setup.parts.rewards]
-    total = sum(weight * scores for weight, scores in zip(weights, parts.values(), strict=True))
+    parts = {name: calls.score(reward, question, completions) for name, reward in rewards.items()}
+    total = sum(reward.config.weight * parts[name] for name, reward in rewards.items())
     verdicts = next(iter(parts.values())) >= setup.recipe.training.success_threshold
     return Group(
         question_id=question.id,

@@ -89,18 +89,19 @@ def make_plan(setup: Setup, step: int, last_estimate: SuccessEstimate | None) ->
         group for group in references if group.is_informative and setup.recipe.training.reuse_references
     ]
     reused, surplus = reusable[:num_fresh], reusable[num_fresh:]
+    interval = setup.arithmetic.selection_interval
     with meter.stage("select"):
         candidates = estimate.without(frozenset(group.question_id for group in reused))
-        count = num_fresh * setup.arithmetic.selection_interval - len(reused)
+        count = num_fresh * interval - len(reused)
         chosen = calls.select(parts.selector, candidates, count, setup.streams(step, "select"))
-    interval = setup.arithmetic.selection_interval
     plan = Plan(list(chosen), interval, num_replayed, estimate, reused, surplus)
-    figures = _figures(plan, references, last_estimate)
+    estimate_of_chosen = restricted(estimate, chosen)
+    figures = _figures(plan, estimate_of_chosen, references, last_estimate)
     report = PlanReport(
         step=step,
         question_ids=chosen,
         reused_reference_ids=tuple(group.question_id for group in reused),
-        estimate=restricted(estimate, chosen),
+        estimate=estimate_of_chosen,
         figures=figures,
     )
     setup.hooks.hook.dteframe_plan_made(plan=report)
@@ -133,10 +134,11 @@ def _measured_references(setup: Setup, step: int) -> tuple[Group, ...]:
     return answer(setup, ids, "reference", step, setup.streams(step, "reference_answers"))
 
 
-def _figures(plan: Plan, references: tuple[Group, ...], last: SuccessEstimate | None) -> EstimateReport:
+def _figures(
+    plan: Plan, chosen: SuccessEstimate, references: tuple[Group, ...], last: SuccessEstimate | None
+) -> EstimateReport:
     correlation, squared = agreement_with(last, references)
     rates = [group.success_rate for group in references]
-    chosen = restricted(plan.estimate, tuple(plan.question_ids)).mean
     return EstimateReport(
         num_references=len(references),
         reference_success_rate=float(np.mean(rates)) if rates else None,
@@ -146,8 +148,8 @@ def _figures(plan: Plan, references: tuple[Group, ...], last: SuccessEstimate | 
         reference_pearson=correlation,
         reference_brier=squared,
         mean_success_rate=float(plan.estimate.mean.mean()),
-        selected_mean_success_rate=float(chosen.mean()) if len(chosen) else None,
-        num_selected=len(plan.question_ids),
+        selected_mean_success_rate=float(chosen.mean.mean()) if chosen.question_ids else None,
+        num_selected=len(chosen.question_ids),
         num_reused_references=len(plan.reused),
         figures=plan.estimate.figures,
     )

@@ -267,7 +267,6 @@ def _run_report(setup: Setup, progress: Progress) -> RunReport:
 
 
 def _summary(setup: Setup, progress: Progress) -> RunSummary:
-    costs = setup.meter
     return RunSummary(
         name=setup.recipe.name,
         run_folder=setup.context.run_folder,
@@ -276,8 +275,8 @@ def _summary(setup: Setup, progress: Progress) -> RunSummary:
         success_rate_after=progress.success_rate_after,
         informative_fraction=progress.informative_fraction,
         reference_pearson=progress.reference_pearson,
-        seconds_by_stage=dict(costs.seconds),
-        tokens_by_purpose=dict(costs.tokens),
+        seconds_by_stage=dict(setup.meter.seconds),
+        tokens_by_purpose=dict(setup.meter.tokens),
         left_out=setup.pool.left_out,
         warnings=tuple(progress.warnings),
     )

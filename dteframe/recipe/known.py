@@ -83,18 +83,18 @@ class Unknown:
     def meant(self, path: KeyPath, known: Sequence[str]) -> str | None:
         """Give the key of the same section that an unknown key most likely stands for."""
         key, section = str(path[-1]), str(path[0]) if len(path) > 1 else ""
-        if key.replace("_", "") in [name.replace("_", "") for name in known]:
-            return next(name for name in known if name.replace("_", "") == key.replace("_", ""))
-        if list(self._elsewhere(path)):
-            return None
+        same = _but_for_underscores(key, known)
+        if same is not None or list(self._elsewhere(path)):
+            return same
         for name in known:
             if FOREIGN_NAMES.get(key) == f"{section}.{name}" or nearest(key, known).endswith(f" {name!r}?"):
                 return name
         return None
 
     def _words(self, key: str, known: Sequence[str], elsewhere: Sequence[str]) -> str:
-        if key.replace("_", "") in (squeezed := {name.replace("_", ""): name for name in known}):
-            return f"unknown key; did you mean {squeezed[key.replace('_', '')]!r}?"
+        same = _but_for_underscores(key, known)
+        if same is not None:
+            return f"unknown key; did you mean {same!r}?"
         if elsewhere:
             return f"unknown key; it is a key of {' and of '.join(elsewhere)}"
         if key in FOREIGN_NAMES:
@@ -121,3 +121,8 @@ class Unknown:
             if names and other != kind and key != "type":
                 all_of_them = len(names) == len(self.registry.names(other))
                 yield other if all_of_them else f"{other} {' and '.join(repr(name) for name in names)}"
+
+
+def _but_for_underscores(key: str, known: Sequence[str]) -> str | None:
+    """Find the known key that differs in its underscores alone: ``warmup`` is ``warm_up``."""
+    return next((name for name in known if name.replace("_", "") == key.replace("_", "")), None)
