@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 
+from dteframe.full_weights import full_weights
 from dteframe.records import (
     BatchArithmetic,
     Completion,
@@ -104,6 +105,13 @@ class Policy:
     module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: str
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Give every parameter once, as ``save_pretrained`` would name it, whole and one at a time.
+
+        For a sampler with weights of its own. Under several processes all must iterate together.
+        """
+        return full_weights(self.module)
 
 
 class ModelConfig(PluginConfig):
@@ -306,6 +314,12 @@ class RolloutConfig(PluginConfig):
     max_completion_length: int = Field(default=256, ge=1)
     """Tokens of an answer at most, the end-of-sequence token included; longer ones are cut and counted."""
 
+    canary_every: int = Field(default=1, ge=0)
+    """Takings over of new weights between canaries, which score a few completions by sampler and trainer; 0:
+    never."""
+    canary_bound_nats: float | None = Field(default=None, gt=0)
+    """Mean absolute difference of the canary's log-probs that stops the run; null: by the model's dtype."""
+
     def sampling(self) -> Sampling:
         """Collect the sampling options."""
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.max_completion_length)
@@ -316,6 +330,9 @@ class Rollout(Component):
 
     kind = "rollout"
     config: RolloutConfig
+    shares_module: ClassVar[bool] = False
+    """True where the module in training itself samples: its log-probs are then the trainer's up to rounding,
+    and its weights are never stale."""
 
     @abstractmethod
     def start(self, policy: Policy) -> None:
@@ -326,12 +343,19 @@ class Rollout(Component):
 
     @abstractmethod
     def generate(
-        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, rng: np.random.Generator
+        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
     ) -> Sequence[Sequence[Completion]]:
         """Sample ``num_generations`` completions of each prompt, in the prompts' order.
 
-        Equal generators give equal completions. Log-probs are those of the distribution sampled from:
-        at ``sampling.temperature``, renormalised if ``sampling.is_truncated``.
+        Log-probs are those of the distribution sampled from: at ``sampling.temperature``, renormalised if
+        ``sampling.is_truncated``.
+
+        Args:
+            prompts: the questions as tokens.
+            num_generations: completions of each.
+            sampling: temperature, truncation and greatest length.
+            seeds: one a prompt, in [0, 2**63): all that its completions depend on beside the prompt and the
+                weights, so that other prompts around it, or another number of processes, change nothing.
         """
 
 

@@ -388,8 +388,8 @@ class IsNotANumber(TinyModel):
 class ChangedRollout(TransformersRollout):
     """What the following have in common: the completions of the built-in engine, changed."""
 
-    def generate(self, prompts, num_generations, sampling, rng):
-        groups = super().generate(prompts, num_generations, sampling, rng)
+    def generate(self, prompts, num_generations, sampling, seeds):
+        groups = super().generate(prompts, num_generations, sampling, seeds)
         return [[self.changed(one, sampling) for one in group] for group in groups]
 
     def changed(self, completion: Completion, sampling) -> Completion:
@@ -397,14 +397,14 @@ class ChangedRollout(TransformersRollout):
 
 
 class GeneratesOneTooFew(ChangedRollout):
-    def generate(self, prompts, num_generations, sampling, rng):
-        return super().generate(prompts, num_generations - 1, sampling, rng)
+    def generate(self, prompts, num_generations, sampling, seeds):
+        return super().generate(prompts, num_generations - 1, sampling, seeds)
 
 
 class IgnoresTheLimit(ChangedRollout):
-    def generate(self, prompts, num_generations, sampling, rng):
+    def generate(self, prompts, num_generations, sampling, seeds):
         longer = replace(sampling, max_completion_length=sampling.max_completion_length + 20)
-        return super().generate(prompts, num_generations, longer, rng)
+        return super().generate(prompts, num_generations, longer, seeds)
 
 
 class CutsTheEnd(ChangedRollout):
@@ -421,8 +421,8 @@ class TrimsTheText(ChangedRollout):
 
 
 class AnswersInAnyOrder(ChangedRollout):
-    def generate(self, prompts, num_generations, sampling, rng):
-        return super().generate(prompts[::-1], num_generations, sampling, rng)
+    def generate(self, prompts, num_generations, sampling, seeds):
+        return super().generate(prompts[::-1], num_generations, sampling, seeds)
 
 
 class ReportsTheWholeDistribution(ChangedRollout):
@@ -433,13 +433,20 @@ class ReportsTheWholeDistribution(ChangedRollout):
 
 
 class SamplesByTheSystemsChance(ChangedRollout):
-    def generate(self, prompts, num_generations, sampling, rng):
-        return super().generate(prompts, num_generations, sampling, np.random.default_rng())
+    def generate(self, prompts, num_generations, sampling, seeds):
+        others = [int(one) for one in np.random.default_rng().integers(2**63, size=len(prompts))]
+        return super().generate(prompts, num_generations, sampling, others)
+
+
+class UsesTheFirstSeedForAll(ChangedRollout):
+    def generate(self, prompts, num_generations, sampling, seeds):
+        derived = [int(one) for one in np.random.default_rng(seeds[:1]).integers(2**63, size=len(prompts))]
+        return super().generate(prompts, num_generations, sampling, derived)
 
 
 class RepeatsOneCompletion(ChangedRollout):
-    def generate(self, prompts, num_generations, sampling, rng):
-        return [group * num_generations for group in super().generate(prompts, 1, sampling, rng)]
+    def generate(self, prompts, num_generations, sampling, seeds):
+        return [group * num_generations for group in super().generate(prompts, 1, sampling, seeds)]
 
 
 class LeavesTrainingModeOn(ChangedRollout):
@@ -458,10 +465,10 @@ class KeepsTheFirstWeights(ChangedRollout):
 class CountsItsDraws(ChangedRollout):
     draws = 0
 
-    def generate(self, prompts, num_generations, sampling, rng):
+    def generate(self, prompts, num_generations, sampling, seeds):
         self.draws += 1
-        rng.random(self.draws)
-        return super().generate(prompts, num_generations, sampling, rng)
+        later = [seed // self.draws for seed in seeds]
+        return super().generate(prompts, num_generations, sampling, later)
 
 
 class LosesARollout(ReinforceObjective):
@@ -605,7 +612,8 @@ BREACHES = [
         (rollout.texts_are_the_decoded_tokens, TrimsTheText, "decoded"),
         (rollout.logprobs_are_those_of_the_policy_that_was_asked, AnswersInAnyOrder, "nats"),
         (rollout.truncated_sampling_reports_the_truncated_distribution, ReportsTheWholeDistribution, "-0.5"),
-        (rollout.equal_generators_give_equal_completions, SamplesByTheSystemsChance, "equal generators gave"),
+        (rollout.equal_seeds_give_equal_completions, SamplesByTheSystemsChance, "equal seeds gave"),
+        (rollout.other_prompts_change_nothing, UsesTheFirstSeedForAll, "asked alone"),
         (rollout.completions_of_one_prompt_differ, RepeatsOneCompletion, "are the same"),
         (rollout.policy_is_left_as_it_is, LeavesTrainingModeOn, "training mode"),
         (rollout.new_weights_are_used_after_sync, KeepsTheFirstWeights, "after an update"),

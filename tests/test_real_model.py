@@ -104,7 +104,7 @@ def test_the_likeliest_story_is_the_one_that_its_author_printed(stories):
     rollout, _ = stories
     greedy = Sampling(top_k=1, max_completion_length=60)
     prompts = [Prompt("start", np.array([1]))]
-    ((completion,),) = rollout.generate(prompts, 1, greedy, np.random.default_rng(0))
+    ((completion,),) = rollout.generate(prompts, 1, greedy, [0])
     assert completion.text.lstrip().startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     )
@@ -116,7 +116,7 @@ def test_the_likeliest_story_is_the_one_that_its_author_printed(stories):
 def test_sampled_stories_differ_and_begin_as_stories_do(stories):
     rollout, warnings = stories
     prompts = [Prompt("start", np.array([1]))]
-    (group,) = rollout.generate(prompts, 16, Sampling(max_completion_length=40), np.random.default_rng(0))
+    (group,) = rollout.generate(prompts, 16, Sampling(max_completion_length=40), [0])
     assert len({completion.text for completion in group}) == 16
     assert sum(completion.text.lstrip().startswith(("Once upon", "One day")) for completion in group) > 8
     assert len(warnings) == 1

@@ -61,6 +61,11 @@ def plain_scores(policy, prompts, answers):
     return [row[len(prompt) - 1 : len(prompt) + len(answer) - 1] for row, prompt, answer in rows]
 
 
+def answers(rollout, prompts, num_generations, sampling, seed=0):
+    seeds = [int(one) for one in rng(seed).integers(2**63, size=len(prompts))]
+    return rollout.generate(prompts, num_generations, sampling, seeds)
+
+
 def flat(groups):
     return [completion for group in groups for completion in group]
 
@@ -88,10 +93,10 @@ def test_logprobs_equal_a_plain_forward_pass_for_ragged_lengths(
     policy = decided(
         tiny_policy(architecture=architecture, num_heads=4, num_key_value_heads=num_key_value_heads)
     )
-    policy.module.generation_config.eos_token_id = list(range(1, 30))  # So that lengths differ.
+    policy.module.generation_config.eos_token_id = list(range(1, 15))  # So that lengths differ.
     prompts = prompts_of(policy)
     sampling = Sampling(temperature=temperature, max_completion_length=20)
-    groups = rollout_of(policy, tmp_path).generate(prompts, 6, sampling, rng())
+    groups = answers(rollout_of(policy, tmp_path), prompts, 6, sampling)
     completions = flat(groups)
     assert len({len(completion.token_ids) for completion in completions}) > 8
     repeated = [prompt.token_ids for prompt in prompts for _ in range(6)]
@@ -105,7 +110,7 @@ def test_logprobs_equal_a_plain_forward_pass_for_ragged_lengths(
 def test_first_tokens_follow_the_models_distribution(tmp_path):
     policy = letters_policy()
     prompts = prompts_of(policy, ["a", "b", "c"])
-    groups = rollout_of(policy, tmp_path).generate(prompts, 3000, Sampling(max_completion_length=1), rng())
+    groups = answers(rollout_of(policy, tmp_path), prompts, 3000, Sampling(max_completion_length=1))
     expected = [plain_scores(policy, [p.token_ids], [np.array([0])])[0][0].softmax(-1) for p in prompts]
     for group, probabilities in zip(groups, expected, strict=True):
         counts = np.bincount([c.token_ids[0] for c in group], minlength=6)
@@ -118,7 +123,7 @@ def test_pairs_of_tokens_follow_the_models_distribution_whatever_the_padding(tmp
     prompts = [Prompt(str(index), ids) for index, ids in enumerate(texts)]
     pairs = [(first, second) for first in range(6) if first != 1 for second in range(6)]
     sampling = Sampling(max_completion_length=2)
-    groups = rollout_of(policy, tmp_path).generate(prompts, 6000, sampling, rng(3))
+    groups = answers(rollout_of(policy, tmp_path), prompts, 6000, sampling, seed=3)
     tables, counts = [], []
     for text, group in zip(texts, groups, strict=True):
         rows = plain_scores(policy, [text] * 30, [np.array(pair) for pair in pairs])
@@ -144,7 +149,7 @@ def test_truncated_samples_stay_inside_and_their_logprobs_are_renormalised(tmp_p
     policy = decided(tiny_policy())
     prompts = prompts_of(policy)
     shorter = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, 6)
-    completions = flat(rollout_of(policy, tmp_path).generate(prompts, 20, shorter, rng()))
+    completions = flat(answers(rollout_of(policy, tmp_path), prompts, 20, shorter))
     repeated = [prompt.token_ids for prompt in prompts for _ in range(20)]
     scores = plain_scores(policy, repeated, [completion.token_ids for completion in completions])
     for completion, score in zip(completions, scores, strict=True):
@@ -212,7 +217,7 @@ def test_logprobs_of_a_bfloat16_model_are_float32(tmp_path):
     logprobs = sample_tokens(logits, torch.tensor([0.0], dtype=torch.float64), Sampling())[1]
     torch.testing.assert_close(logprobs, logits.float().log_softmax(-1)[:, 0], atol=1e-6, rtol=0)
     sampling = Sampling(max_completion_length=4)
-    groups = rollout_of(policy, tmp_path).generate(prompts_of(policy), 2, sampling, rng())
+    groups = answers(rollout_of(policy, tmp_path), prompts_of(policy), 2, sampling)
     assert {completion.behaviour_logprobs.dtype for completion in flat(groups)} == {np.dtype("float32")}
 
 
@@ -221,7 +226,7 @@ def test_stopped_completions_end_in_their_only_end_token_and_cut_ones_have_none(
     ends = {1, 50, 60, 70, 80}
     policy.module.generation_config.eos_token_id = [50, 60, 70, 80]
     sampling = Sampling(max_completion_length=12)
-    completions = flat(rollout_of(policy, tmp_path).generate(prompts_of(policy), 20, sampling, rng()))
+    completions = flat(answers(rollout_of(policy, tmp_path), prompts_of(policy), 20, sampling))
     stopped = [completion for completion in completions if completion.finish_reason == "stop"]
     cut = [completion for completion in completions if completion.finish_reason == "length"]
     assert stopped and cut
@@ -235,7 +240,7 @@ def test_the_text_is_decoded_without_special_tokens(tmp_path):
     policy = tiny_policy()
     policy.module.generation_config.eos_token_id = [policy.tokenizer.convert_tokens_to_ids("e")]
     sampling = Sampling(max_completion_length=30)
-    completions = flat(rollout_of(policy, tmp_path).generate(prompts_of(policy), 40, sampling, rng()))
+    completions = flat(answers(rollout_of(policy, tmp_path), prompts_of(policy), 40, sampling))
     specials = set(policy.tokenizer.all_special_ids)
     assert any(specials & set(completion.token_ids.tolist()) for completion in completions)
     for completion in completions:
@@ -243,12 +248,12 @@ def test_the_text_is_decoded_without_special_tokens(tmp_path):
         assert completion.text == policy.tokenizer.decode(plain)
 
 
-def test_equal_generators_give_equal_completions_and_others_do_not(tmp_path):
+def test_equal_seeds_give_equal_completions_and_other_seeds_do_not(tmp_path):
     policy = decided(tiny_policy())
     rollout = rollout_of(policy, tmp_path)
     sampling = Sampling(max_completion_length=10)
     first, second, other = (
-        rollout.generate(prompts_of(policy), 4, sampling, rng(seed)) for seed in (5, 5, 6)
+        answers(rollout, prompts_of(policy), 4, sampling, seed=seed) for seed in (5, 5, 6)
     )
     assert outcomes(first) == outcomes(second)
     for one, two in zip(flat(first), flat(second), strict=True):
@@ -260,10 +265,10 @@ def test_torchs_own_generator_neither_matters_nor_moves(tmp_path):
     policy = decided(tiny_policy())
     rollout = rollout_of(policy, tmp_path)
     torch.manual_seed(1)
-    first = rollout.generate(prompts_of(policy), 2, Sampling(max_completion_length=5), rng())
+    first = answers(rollout, prompts_of(policy), 2, Sampling(max_completion_length=5))
     state = torch.get_rng_state()
     torch.manual_seed(2)
-    second = rollout.generate(prompts_of(policy), 2, Sampling(max_completion_length=5), rng())
+    second = answers(rollout, prompts_of(policy), 2, Sampling(max_completion_length=5))
     assert outcomes(first) == outcomes(second)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
@@ -274,8 +279,8 @@ def test_rows_that_leave_or_wait_change_nothing_for_the_others(tmp_path, max_bat
     policy = decided(tiny_policy())
     policy.module.generation_config.eos_token_id = list(range(1, 20))
     sampling = Sampling(max_completion_length=16)
-    together = rollout_of(policy, tmp_path).generate(prompts_of(policy), 5, sampling, rng())
-    apart = rollout_of(policy, tmp_path, max_batch_rows).generate(prompts_of(policy), 5, sampling, rng())
+    together = answers(rollout_of(policy, tmp_path), prompts_of(policy), 5, sampling)
+    apart = answers(rollout_of(policy, tmp_path, max_batch_rows), prompts_of(policy), 5, sampling)
     assert outcomes(together) == outcomes(apart)
     for one, two in zip(flat(together), flat(apart), strict=True):
         np.testing.assert_allclose(one.behaviour_logprobs, two.behaviour_logprobs, atol=1e-5, rtol=0)
@@ -289,7 +294,7 @@ def test_ended_rows_are_no_longer_run(tmp_path):
         lambda module, args, kwargs: rows_run.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     sampling = Sampling(max_completion_length=30)
-    rollout_of(policy, tmp_path).generate(prompts_of(policy, ["1+2="]), 64, sampling, rng())
+    answers(rollout_of(policy, tmp_path), prompts_of(policy, ["1+2="]), 64, sampling)
     assert rows_run[0] == (1, 4)  # The prompt is read once for its 64 completions.
     assert rows_run[1][0] < 64
     assert rows_run[-1][0] < 16
@@ -298,8 +303,11 @@ def test_ended_rows_are_no_longer_run(tmp_path):
 def test_completions_come_in_the_order_of_the_prompts(tmp_path):
     policy = decided(tiny_policy())
     texts = ("long prompts come first here", "a", "then the middle", "b")
-    groups = rollout_of(policy, tmp_path, max_batch_rows=4).generate(
-        prompts_of(policy, texts), 2, Sampling(max_completion_length=5), rng()
+    groups = answers(
+        rollout_of(policy, tmp_path, max_batch_rows=4),
+        prompts_of(policy, texts),
+        2,
+        Sampling(max_completion_length=5),
     )
     for prompt, group in zip(prompts_of(policy, texts), groups, strict=True):
         tokens = [completion.token_ids for completion in group]
@@ -314,7 +322,7 @@ def test_later_batches_are_told_as_progress(tmp_path):
     told = []
     rollout = rollout_of(tiny_policy(), tmp_path, 4, lambda *news: told.append(news))
     prompts = prompts_of(tiny_policy())
-    rollout.generate(prompts, 2, Sampling(max_completion_length=2), rng())
+    answers(rollout, prompts, 2, Sampling(max_completion_length=2))
     assert told == [("generating", 1, 3), ("generating", 2, 3), ("generating", 3, 3)]
 
 
@@ -322,19 +330,19 @@ def test_later_batches_are_told_as_progress(tmp_path):
 def test_the_module_comes_back_in_the_mode_it_was_in(tmp_path, is_training):
     policy = tiny_policy()
     policy.module.train(is_training)
-    rollout_of(policy, tmp_path).generate(prompts_of(policy), 1, Sampling(max_completion_length=2), rng())
+    answers(rollout_of(policy, tmp_path), prompts_of(policy), 1, Sampling(max_completion_length=2))
     assert policy.module.training is is_training
     assert torch.is_grad_enabled()
 
 
 def test_no_prompts_give_no_completions(tmp_path):
-    assert rollout_of(tiny_policy(), tmp_path).generate([], 4, Sampling(), rng()) == []
+    assert answers(rollout_of(tiny_policy(), tmp_path), [], 4, Sampling()) == []
 
 
 def test_an_empty_prompt_is_refused(tmp_path):
     prompts = [Prompt("q-9", np.array([], dtype=np.int64))]
     with pytest.raises(ValueError) as refusal:
-        rollout_of(tiny_policy(), tmp_path).generate(prompts, 1, Sampling(), rng())
+        answers(rollout_of(tiny_policy(), tmp_path), prompts, 1, Sampling())
     assert str(refusal.value) == (
         "rollout 'transformers': the prompt of question 'q-9' has no tokens; it must have one at least"
     )
@@ -343,8 +351,8 @@ def test_an_empty_prompt_is_refused(tmp_path):
 def test_more_tokens_than_the_model_reads_are_refused(tmp_path):
     policy = tiny_policy()
     with pytest.raises(ValueError) as refusal:
-        rollout_of(policy, tmp_path).generate(
-            prompts_of(policy, ["1+1="]), 1, Sampling(max_completion_length=509), rng()
+        answers(
+            rollout_of(policy, tmp_path), prompts_of(policy, ["1+1="]), 1, Sampling(max_completion_length=509)
         )
     assert str(refusal.value) == (
         "rollout 'transformers': the prompt of question '1+1=' has 4 tokens and completions have up to 509, "
@@ -359,7 +367,7 @@ def test_a_policy_that_has_diverged_is_named_by_the_first_question_it_fails_on(t
         policy.module.lm_head.weight = torch.nn.Parameter(policy.module.lm_head.weight.nan_to_num())
     prompts = prompts_of(policy, ["1+1=", "x="])
     with pytest.raises(ValueError) as refusal:
-        rollout_of(policy, tmp_path).generate(prompts, 3, Sampling(max_completion_length=4), rng())
+        answers(rollout_of(policy, tmp_path), prompts, 3, Sampling(max_completion_length=4))
     assert str(refusal.value) == (
         "rollout 'transformers': the policy's logits for question 'x=' are not finite; its weights have "
         "diverged: lower training.learning_rate, or resume from an earlier checkpoint"

@@ -32,7 +32,8 @@ def answer(
     generating, scoring = STAGES[purpose]
     prompts = [setup.prompts[question_id] for question_id in question_ids]
     with setup.meter.stage(generating):
-        answers = calls.generate(setup.parts.rollout, prompts, num_generations, sampling, rng)
+        seeds = [int(seed) for seed in rng.integers(2**63, size=len(prompts))]
+        answers = calls.generate(setup.parts.rollout, prompts, num_generations, sampling, seeds)
     version = step if purpose == "evaluation" else step - 1
     with setup.meter.stage(scoring):
         rewards = named_rewards(setup)

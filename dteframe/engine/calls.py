@@ -156,11 +156,11 @@ def generate(
     prompts: Sequence[Prompt],
     num_generations: int,
     sampling: Sampling,
-    rng: np.random.Generator,
+    seeds: Sequence[int],
 ) -> Sequence[Sequence[Completion]]:
     """Ask for completions."""
     with running(rollout):
-        answers = rollout.generate(prompts, num_generations, sampling, rng)
+        answers = rollout.generate(prompts, num_generations, sampling, seeds)
     _insist(rollout, "generate()", answers, tuple | list)
     if len(answers) != len(prompts):
         raise _broken(rollout, f"generate() answered {len(answers)} of {len(prompts)} prompts")

@@ -25,6 +25,8 @@ class TransformersRolloutConfig(RolloutConfig):
     max_batch_rows: int = Field(default=256, ge=1)
     """Completions sampled at once, which bounds the memory for keys and values; the rest follow in later
     batches. Does not change what is sampled, up to rounding."""
+    canary_every: int = Field(default=0, ge=0)
+    """As in every rollout; 0 because the weights are the trainer's own."""
 
 
 @final
@@ -37,6 +39,7 @@ class TransformersRollout(Rollout):
     """
 
     config: TransformersRolloutConfig
+    shares_module = True
 
     def start(self, policy: Policy) -> None:
         """Take the policy and find the tokens that end a completion."""
@@ -48,12 +51,11 @@ class TransformersRollout(Rollout):
         self._policy = policy
 
     def generate(
-        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, rng: np.random.Generator
+        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
     ) -> Sequence[Sequence[Completion]]:
         """Sample completions; prompts of like length are decoded together."""
         module = self._policy.module
         self._check_lengths(prompts, sampling)
-        uniforms = rng.random((len(prompts), num_generations, sampling.max_completion_length))
         completions: list[list[Completion]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
         prompts_at_once = max(1, self.config.max_batch_rows // max(1, num_generations))
@@ -61,7 +63,9 @@ class TransformersRollout(Rollout):
         with _evaluating(module):
             for batch in range(num_batches):
                 indices = order[batch * prompts_at_once : (batch + 1) * prompts_at_once]
-                answers = self._answer([prompts[index] for index in indices], sampling, uniforms[indices])
+                shape = (num_generations, sampling.max_completion_length)
+                uniforms = np.stack([np.random.default_rng(seeds[index]).random(shape) for index in indices])
+                answers = self._answer([prompts[index] for index in indices], sampling, uniforms)
                 for index, answer in zip(indices, answers, strict=True):
                     completions[index] = answer
                 if num_batches > 1:

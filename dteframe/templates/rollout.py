@@ -20,17 +20,19 @@ class MyPlugin(Rollout):
     """One completion at a time, without a cache of keys and values: slow, and easy to change."""
 
     config: MyPluginConfig
+    shares_module = True
 
     def start(self, policy: Policy) -> None:
         """Keep the policy: its module is shared with the trainer, so new weights need no copy."""
         self._policy = policy
 
     def generate(
-        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, rng: np.random.Generator
+        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
     ) -> Sequence[Sequence[Completion]]:
         """Sample each completion on its own, in the order of the prompts."""
         groups = []
-        for done, prompt in enumerate(prompts):
+        for done, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            rng = np.random.default_rng(seed)
             groups.append([self._complete(prompt, sampling, rng) for _ in range(num_generations)])
             self.context.progress("generating", done + 1, len(prompts))
         return groups

@@ -14,6 +14,8 @@ from dteframe.testing.tiny import tiny_policy
 
 NUM_GENERATIONS = 3
 WARM = Sampling(temperature=0.7, max_completion_length=8)
+SEEDS = ((2**63 - 1, 0, 1, 2), (7, 2**40, 5, 6), (8, 9, 10, 2**50))
+"""Three times one seed for each of the four prompts."""
 
 
 def completions_are_as_many_as_asked_in_the_order_of_the_prompts(subject: Subject) -> None:
@@ -24,7 +26,7 @@ def completions_are_as_many_as_asked_in_the_order_of_the_prompts(subject: Subjec
         f"{[*map(len, groups)]} completions",
     )
     rollout = _started(subject, policy)
-    insist(len(rollout.generate([], 2, WARM, np.random.default_rng(0))) == 0, "completions of no prompts")
+    insist(len(rollout.generate([], 2, WARM, [])) == 0, "completions of no prompts")
 
 
 def lengths_stay_within_the_limit(subject: Subject) -> None:
@@ -83,11 +85,20 @@ def truncated_sampling_reports_the_truncated_distribution(subject: Subject) -> N
             insist(worst < 1e-5, f"{sampling}: a certain token has log-prob {-worst:.3g}")
 
 
-def equal_generators_give_equal_completions(subject: Subject) -> None:
-    """The generator that ``generate`` gets is its only source of chance; another one, other answers."""
+def equal_seeds_give_equal_completions(subject: Subject) -> None:
+    """The seeds that ``generate`` gets are its only source of chance; other seeds, other answers."""
     first, second, other = (_generated(subject, WARM, seed)[2] for seed in (1, 1, 2))
-    insist(_tokens(first) == _tokens(second), "equal generators gave different completions")
-    insist(_tokens(first) != _tokens(other), "different generators gave the same completions")
+    insist(_tokens(first) == _tokens(second), "equal seeds gave different completions")
+    insist(_tokens(first) != _tokens(other), "different seeds gave the same completions")
+
+
+def other_prompts_change_nothing(subject: Subject) -> None:
+    """A prompt's completions depend on its own seed, not on which prompts are asked with it or before it."""
+    policy, prompts, together = _generated(subject, WARM)
+    rollout = _started(subject, policy)
+    for place in reversed(range(len(prompts))):
+        alone = rollout.generate(prompts[place : place + 1], NUM_GENERATIONS, WARM, SEEDS[0][place:][:1])
+        insist(_tokens(alone) == _tokens(together[place : place + 1]), "asked alone it answers otherwise")
 
 
 def completions_of_one_prompt_differ(subject: Subject) -> None:
@@ -102,7 +113,7 @@ def policy_is_left_as_it_is(subject: Subject) -> None:
     policy = tiny_policy()
     before = {name: value.numpy().copy() for name, value in policy.module.state_dict().items()}
     rollout: Rollout = _started(subject, policy)
-    rollout.generate(_prompts(subject, policy), 2, WARM, np.random.default_rng(0))
+    rollout.generate(_prompts(subject, policy), 2, WARM, SEEDS[0])
     rollout.sync(policy)
     after = {name: value.numpy() for name, value in policy.module.state_dict().items()}
     insist(same_value(before, after), "the weights changed")
@@ -116,13 +127,13 @@ def new_weights_are_used_after_sync(subject: Subject) -> None:
     policy = tiny_policy()
     rollout = _started(subject, policy)
     prompts = _prompts(subject, policy)
-    rollout.generate(prompts, 1, WARM, np.random.default_rng(0))
+    rollout.generate(prompts, 1, WARM, SEEDS[0])
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in policy.module.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     rollout.sync(policy)
-    groups = rollout.generate(prompts, 1, WARM, np.random.default_rng(0))
+    groups = rollout.generate(prompts, 1, WARM, SEEDS[0])
     expected = _logprobs(policy, prompts[0], groups[0][0], WARM.temperature)
     error = float(np.abs(groups[0][0].behaviour_logprobs - expected).max())
     insist(error < 1e-4, f"after an update the log-probs are off by {error:.3g} nats")
@@ -133,11 +144,11 @@ def state_brings_back_the_completions(subject: Subject) -> None:
     policy = tiny_policy()
     before, after = _started(subject, policy), _started(subject, policy)
     prompts = _prompts(subject, policy)
-    before.generate(prompts, 1, WARM, np.random.default_rng(0))
+    before.generate(prompts, 1, WARM, SEEDS[0])
     insist_on_storable_state(before)
     after.load_state_dict(copy_of_state(before))
     insist(same_value(after.state_dict(), before.state_dict()), "the state changed on its way")
-    pair = [item.generate(prompts, 2, WARM, np.random.default_rng(1)) for item in (before, after)]
+    pair = [item.generate(prompts, 2, WARM, SEEDS[1]) for item in (before, after)]
     insist(_tokens(pair[0]) == _tokens(pair[1]), "the resumed engine samples something else")
 
 
@@ -152,8 +163,8 @@ def _generated(
 ) -> tuple[Policy, Sequence[Prompt], Sequence[Sequence[Completion]]]:
     policy = tiny_policy()
     prompts = _prompts(subject, policy)
-    rng = np.random.default_rng(seed)
-    return policy, prompts, _started(subject, policy).generate(prompts, NUM_GENERATIONS, sampling, rng)
+    groups = _started(subject, policy).generate(prompts, NUM_GENERATIONS, sampling, SEEDS[seed])
+    return policy, prompts, groups
 
 
 def _prompts(subject: Subject, policy: Policy) -> Sequence[Prompt]:
@@ -194,7 +205,8 @@ PROMISES = (
     texts_are_the_decoded_tokens,
     logprobs_are_those_of_the_policy_that_was_asked,
     truncated_sampling_reports_the_truncated_distribution,
-    equal_generators_give_equal_completions,
+    equal_seeds_give_equal_completions,
+    other_prompts_change_nothing,
     completions_of_one_prompt_differ,
     policy_is_left_as_it_is,
     new_weights_are_used_after_sync,
