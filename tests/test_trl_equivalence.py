@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from dteframe.contracts import Context, Policy
+from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.pack import rows_of
-from dteframe.engine.update import Learner, OptimizerSettings
+from dteframe.engine.update import Learner
 from dteframe.objectives.grpo import GRPO, GRPOConfig
 from dteframe.records import Completion, CreditedGroup, Group, Sampling
 from dteframe.reports import UpdateReport

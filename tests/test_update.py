@@ -12,8 +12,9 @@ import torch
 from dteframe.contracts import Context, LossInputs, LossOutputs, Objective, ObjectiveConfig, Policy
 from dteframe.engine import logprobs as logprobs_module
 from dteframe.engine.logprobs import CompletionScorer
+from dteframe.engine.optimizer import OptimizerSettings, learning_rate_at
 from dteframe.engine.pack import Row, rows_of
-from dteframe.engine.update import Learner, OptimizerSettings, UpdateError, learning_rate_at
+from dteframe.engine.update import Learner, UpdateError
 from dteframe.errors import ResumeError
 from dteframe.objectives.grpo import GRPO, GRPOConfig
 from dteframe.records import Completion, CreditedGroup, Group, Sampling

@@ -19,6 +19,7 @@ from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_
 from dteframe.engine.encode import encode_with
 from dteframe.engine.evaluate import evaluate
 from dteframe.engine.meter import Meter
+from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.engine.progress import Progress
 from dteframe.engine.run_folder import (
@@ -32,7 +33,7 @@ from dteframe.engine.run_folder import (
 from dteframe.engine.setup import Setup
 from dteframe.engine.step import training_step
 from dteframe.engine.streams import Streams
-from dteframe.engine.update import Learner, OptimizerSettings
+from dteframe.engine.update import Learner
 from dteframe.errors import DataError, ResumeError
 from dteframe.recipe import LoadedRecipe, Recipe
 from dteframe.registry import Registry

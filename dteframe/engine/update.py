@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from dteframe.contracts import LossInputs, Objective, Policy
 from dteframe.engine.logprobs import CompletionScorer
+from dteframe.engine.optimizer import Optimizer, OptimizerSettings, check_names
 from dteframe.engine.pack import Minibatch, Row, pack, split
-from dteframe.errors import DTEFrameError, ResumeError
+from dteframe.errors import DTEFrameError
 from dteframe.records import CreditedGroup, Sampling
 from dteframe.reports import UpdateReport
-
-if TYPE_CHECKING:
-    from dteframe.recipe import TrainingConfig
 
 
 class UpdateError(DTEFrameError):
     """A model that cannot be trained, or a loss or gradient that is not finite: its step is not taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerSettings:
-    """What the learner needs of the recipe's ``training``; the names are the same."""
-
-    max_steps: int
-    learning_rate: float
-    lr_scheduler_type: Literal["constant", "linear", "cosine"]
-    warmup_steps: int
-    weight_decay: float
-    adam_beta1: float
-    adam_beta2: float
-    adam_epsilon: float
-    max_grad_norm: float
-    micro_batch_tokens: int
-
-    @classmethod
-    def from_training(cls, training: TrainingConfig) -> Self:
-        """Take the fields of equal names."""
-        return cls(**{item.name: getattr(training, item.name) for item in fields(cls)})
-
-
-def learning_rate_at(step: int, settings: OptimizerSettings) -> float:
-    """Give the learning rate of a training step, counted from 0; all its optimizer steps have the same.
-
-    It rises over ``warmup_steps`` without ever being 0, then stays, or falls to 0 just after the last step.
-    The fall is that of transformers; transformers' rise begins at 0 and wastes a step.
-    """
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
-    done = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
-    if settings.lr_scheduler_type == "linear":
-        return settings.learning_rate * max(0.0, 1 - done)
-    if settings.lr_scheduler_type == "cosine":
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return settings.learning_rate
-
-
 class Learner:
     """Makes the policy better: forward, loss, backward, clip, step.
 
-    AdamW, as transformers sets it up for TRL: no weight decay on vectors (biases, norms). Parameters that are
-    not float32 are trained through a float32 copy, because a bfloat16 weight is too coarse for steps of 1e-6.
     The module is in training mode during an update and only then, all of its passes included.
     """
 
@@ -82,13 +39,9 @@ class Learner:
         self._settings = settings
         self._sampling = sampling
         self._num_updates = 0
-        self._trained = {
-            name: parameter for name, parameter in policy.module.named_parameters() if parameter.requires_grad
-        }
-        if not self._trained:
+        if not any(parameter.requires_grad for parameter in policy.module.parameters()):
             raise UpdateError("model: no parameter is trainable; unfreeze some")
-        self._masters = {name: _master_of(parameter) for name, parameter in self._trained.items()}
-        self._optimizer = _adamw(self._masters.values(), settings)
+        self._optimizer = Optimizer(policy.module, settings)
         self._score = self._scorer(policy)
         self._reference: Policy | None = None
         self._score_reference: CompletionScorer | None = None
@@ -116,9 +69,7 @@ class Learner:
             objective.equal_rewards_carry_gradient,
             rng,
         )
-        learning_rate = learning_rate_at(self._num_updates, self._settings)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        learning_rate = self._optimizer.start_step(self._num_updates)
         work = _StepWork()
         self._policy.module.train()
         try:
@@ -149,16 +100,7 @@ class Learner:
         The tensors are the live ones: write or copy them before the next update. The first policy is among
         them where the objective keeps it, so that resuming never takes a trained policy for the reference.
         """
-        states = {name: self._optimizer.state.get(master, {}) for name, master in self._masters.items()}
-        state: dict[str, Any] = {
-            "num_updates": self._num_updates,
-            "adamw": {name: dict(values) for name, values in states.items()},
-            "masters": {
-                name: master.detach()
-                for name, master in self._masters.items()
-                if master is not self._trained[name]
-            },
-        }
+        state = {"num_updates": self._num_updates, **self._optimizer.state_dict()}
         if self._reference is not None:
             parameters = self._reference.module.named_parameters()
             state["reference"] = {name: parameter.detach() for name, parameter in parameters}
@@ -170,20 +112,11 @@ class Learner:
         Raises:
             ResumeError: the state belongs to another model, or only one of the two keeps the first policy.
         """
-        _check_names("the optimizer", self._trained, state["adamw"])
         reference = {} if self._reference is None else dict(self._reference.module.named_parameters())
-        _check_names("the reference model (objective.beta)", reference, state.get("reference", {}))
+        check_names("the reference model (objective.beta)", reference, state.get("reference", {}))
+        self._optimizer.load_state_dict(state)
         self._num_updates = int(state["num_updates"])
-        for name, master in self._masters.items():
-            values = state["adamw"][name]
-            # Adam keeps its step count on the CPU, everything else beside the parameter.
-            self._optimizer.state[master] = {
-                key: value.clone() if key == "step" else value.to(master.device, copy=True)
-                for key, value in values.items()
-            }
         with torch.no_grad():
-            for name, saved in state["masters"].items():
-                self._masters[name].copy_(saved)
             for name, parameter in reference.items():
                 parameter.copy_(state["reference"][name])
 
@@ -219,17 +152,11 @@ class Learner:
         losses = []
         for micro_batch in minibatch.micro_batches:
             losses.append(self._backward(micro_batch, minibatch, work))
-        masters = list(self._masters.values())
-        norm = clip_grad_norm_(masters, self._settings.max_grad_norm)
+        norm = self._optimizer.clip_gradients()
         if not torch.isfinite(torch.stack([*losses, norm])).all():
-            self._optimizer.zero_grad()
+            self._optimizer.drop_gradients()
             raise UpdateError(self._what_is_not_finite(minibatch, number, losses, norm))
         self._optimizer.step()
-        self._optimizer.zero_grad()
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                if self._masters[name] is not parameter:
-                    parameter.copy_(self._masters[name])
         work.losses.append(float(torch.stack(losses).sum()))
         work.gradient_norms.append(float(norm))
 
@@ -256,8 +183,7 @@ class Learner:
             )
         )
         outputs.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for name, parameter in self._trained.items():
-            _add_gradient(self._masters[name], parameter)
+        self._optimizer.gather_gradients()
         work.num_forward_rows += len(rows)
         work.num_tokens += len(logprobs)
         for name, value in outputs.sums.items():
@@ -350,36 +276,6 @@ class _StepWork:
         )
 
 
-def _master_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-    """Give the parameter itself if it is float32, else a float32 copy that the optimizer works on."""
-    if parameter.dtype == torch.float32:
-        return parameter
-    return torch.nn.Parameter(parameter.detach().float())
-
-
-def _add_gradient(master: torch.nn.Parameter, parameter: torch.nn.Parameter) -> None:
-    """Move the parameter's gradient to its float32 copy, so that micro-batches add up in float32."""
-    if master is parameter or parameter.grad is None:
-        return
-    gradient = parameter.grad.float()
-    master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-    parameter.grad = None
-
-
-def _adamw(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    every = list(parameters)
-    groups = [
-        {"params": [item for item in every if item.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [item for item in every if item.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-    )
-
-
 def _by_row(rows: Sequence[Row], values: torch.Tensor) -> dict[int, torch.Tensor]:
     """Cut values laid end to end into those of each row."""
     lengths = [len(row.completion.token_ids) for row in rows]
@@ -396,13 +292,3 @@ def _questions(rows: Sequence[Row]) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _check_names(what: str, ours: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    if set(ours) == set(saved):
-        return
-    examples = sorted(set(ours) ^ set(saved))[:3]
-    raise ResumeError(
-        f"learner: {what} has {len(ours)} parameters and the checkpoint {len(saved)} of them; they differ in "
-        f"{examples!r}; resume with the recipe of the run"
-    )
