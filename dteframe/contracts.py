@@ -23,11 +23,13 @@ from dteframe.records import (
     BatchArithmetic,
     Completion,
     Group,
+    ModelSizes,
     Observation,
     Prompt,
     Question,
     Questions,
     Sampling,
+    SamplingMemory,
     Selection,
     State,
     SuccessEstimate,
@@ -105,6 +107,8 @@ class Policy:
     module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: str
+    lora_base_sha256: str | None = None
+    """Of the frozen weights below a LoRA adapter, which the engine adds; None without one."""
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Give every parameter once, as ``save_pretrained`` would name it, whole and one at a time.
@@ -114,11 +118,38 @@ class Policy:
         return full_weights(self.module)
 
 
+class LoraOptions(BaseModel):
+    """A low-rank adapter, trained instead of the model's own weights; names are peft's."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    r: int = Field(default=16, ge=1)
+    """Rank of the adapter's matrices."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """The adapter's output is multiplied by ``lora_alpha / r``."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that is dropped in training; above 0, importance ratios are noisy."""
+    use_rslora: bool = False
+    """Multiply by ``lora_alpha / sqrt(r)`` instead."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Linear layers that get an adapter, by the end of their names (``q_proj``); ``all-linear``: all but the
+    output embedding."""
+
+
 class ModelConfig(PluginConfig):
     """Options that every model has."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the parameters."""
+    """Type of the parameters; a LoRA adapter's are float32 in any case."""
+    lora: LoraOptions | None = None
+    """Train a low-rank adapter and leave the model's own weights alone; null: train them all. Needs peft."""
+
+    def sizes(self) -> ModelSizes | None:
+        """Give the model's sizes without torch, a download or a guess, or None where only loading tells.
+
+        LoRA is left out of them.
+        """
+        return None
 
 
 class Model(Component):
@@ -323,6 +354,19 @@ class RolloutConfig(PluginConfig):
     def sampling(self) -> Sampling:
         """Collect the sampling options."""
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.max_completion_length)
+
+    def memory(
+        self, sizes: ModelSizes, arithmetic: BatchArithmetic, num_processes: int, device_bytes: int | None
+    ) -> SamplingMemory | None:
+        """Say what sampling takes on the device of one process, or None where nobody can know.
+
+        Args:
+            sizes: the model's.
+            arithmetic: how many completions, and how long.
+            num_processes: the questions are split over them.
+            device_bytes: memory of the device, if that is known.
+        """
+        return None
 
 
 class Rollout(Component):

@@ -254,3 +254,53 @@ class CreditedGroup:
     is_replayed: bool
     staleness: int
     """Policy versions between the one that answered and the present one; 0 for fresh groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """The sizes of a decoder like Qwen2 or Llama: what its memory and its work follow from."""
+
+    num_parameters: int
+    """All of them; a matrix that input and output share counts once."""
+    parameter_bytes: int
+    """Bytes of a parameter where the model computes: 4 or 2."""
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_key_value_heads: int
+    head_size: int
+    vocabulary_size: int
+    ties_embeddings: bool
+    """Whether input and output share one embedding matrix."""
+    num_adapter_parameters: int = 0
+    """LoRA's, float32, on top of ``num_parameters``; 0 without LoRA, when all parameters are trained."""
+    assumption: str | None = None
+    """What had to be assumed, where something is known only when the model is loaded."""
+
+    @property
+    def num_trained(self) -> int:
+        """Count the parameters that the optimizer changes."""
+        return self.num_adapter_parameters or self.num_parameters
+
+    @property
+    def query_size(self) -> int:
+        """Give the width of a token's queries over all heads."""
+        return self.num_heads * self.head_size
+
+    @property
+    def key_value_size(self) -> int:
+        """Give the width of a token's keys, and of its values, over all heads."""
+        return self.num_key_value_heads * self.head_size
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingMemory:
+    """What a rollout takes on the device of one process, beside the policy that is trained."""
+
+    while_sampling: Mapping[str, int]
+    """Bytes by what they are for, such as ``keys and values``."""
+    while_updating: int = 0
+    """Bytes that stay taken during the update."""
+    remark: str | None = None
+    """What else people should know, such as how many completions fit."""

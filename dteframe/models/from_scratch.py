@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, final
 
 from pydantic import Field
 
-from dteframe import BatchArithmetic, Component, Model, ModelConfig, Policy, Question, hookimpl
+from dteframe import BatchArithmetic, Component, Model, ModelConfig, ModelSizes, Policy, Question, hookimpl
+from dteframe.memory import DTYPE_BYTES, decoder_parameters
 from dteframe.models.architectures import Architecture, Sizes, default_intermediate_size, untrained_module
 from dteframe.models.cached_weights import CorruptCacheError, read_weights, write_weights
-from dteframe.models.characters import character_tokenizer
+from dteframe.models.characters import PRINTABLE, SPECIAL_TOKENS, character_tokenizer
 from dteframe.models.warm_up import WarmUpConfig, WorkedExample, warm_up, worked_examples
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class FromScratchConfig(ModelConfig):
         """Give the smallest model that is still warmed up."""
         return cls(hidden_size=16, num_layers=1, num_heads=2, warm_up=WarmUpConfig(steps=2, batch_size=4))
 
-    def sizes(self) -> Sizes:
+    def architecture_sizes(self) -> Sizes:
         """Fill in the sizes that are left open."""
         return Sizes(
             hidden_size=self.hidden_size,
@@ -66,6 +68,26 @@ class FromScratchConfig(ModelConfig):
             tie_word_embeddings=self.tie_word_embeddings,
             initializer_range=self.initializer_range,
         )
+
+    def sizes(self) -> ModelSizes | None:
+        """Give the sizes with a vocabulary of printable ASCII; what else the questions hold is small."""
+        made = self.architecture_sizes()
+        vocabulary_size = len(SPECIAL_TOKENS) + len(PRINTABLE)
+        sizes = ModelSizes(
+            num_parameters=0,
+            parameter_bytes=DTYPE_BYTES[self.dtype],
+            num_layers=made.num_layers,
+            hidden_size=made.hidden_size,
+            intermediate_size=made.intermediate_size,
+            num_heads=made.num_heads,
+            num_key_value_heads=made.num_key_value_heads,
+            head_size=made.hidden_size // made.num_heads,
+            vocabulary_size=vocabulary_size,
+            ties_embeddings=made.tie_word_embeddings,
+            assumption=f"a vocabulary of {vocabulary_size} characters; the questions may bring more",
+        )
+        counted = decoder_parameters(sizes, has_attention_bias=self.architecture == "qwen2")
+        return replace(sizes, num_parameters=counted)
 
     def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
         """Check the sizes against one another and against the run's lengths."""
@@ -116,7 +138,7 @@ class FromScratch(Model):
         seed = self.context.seed if self.config.seed is None else self.config.seed
         tokenizer = character_tokenizer(_texts(questions))
         tokenizer.model_max_length = self.config.max_position_embeddings
-        module = untrained_module(self.config.architecture, self.config.sizes(), tokenizer, seed)
+        module = untrained_module(self.config.architecture, self.config.architecture_sizes(), tokenizer, seed)
         module.to(self.context.device)  # type: ignore[arg-type]  # transformers annotates to() as a decorator
         if self.config.warm_up.steps:
             self._warm_up(module, tokenizer, worked_examples(questions, tokenizer, self.context.warn), seed)
@@ -154,7 +176,9 @@ class FromScratch(Model):
 
     def _key(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[WorkedExample], seed: int) -> str:
         """Hash everything that the warmed-up weights depend on."""
-        options = self.config.model_dump(mode="json", exclude={"type", "dtype", "seed"})
+        options = self.config.model_dump(
+            mode="json", exclude={"type", "dtype", "seed", "lora", "attn_implementation"}
+        )
         surroundings = {
             "seed": seed,
             "vocabulary": tokenizer.get_vocab(),
