@@ -411,6 +411,10 @@ class ObjectiveConfig(PluginConfig):
     num_minibatches: int = Field(default=1, ge=1)
     """Optimizer steps per pass; each minibatch holds fresh and replayed groups in the batch's proportion."""
 
+    def needs_reference_model(self) -> bool:
+        """Whether ``Objective.loss`` will read ``reference_logprobs``."""
+        return False
+
     def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
         """Refuse more minibatches than groups: some would be empty."""
         if self.num_minibatches > arithmetic.questions_per_step:
@@ -466,7 +470,7 @@ class Objective(Component):
     @property
     def needs_reference_model(self) -> bool:
         """Whether ``loss`` reads ``reference_logprobs``; the first policy is kept only then."""
-        return False
+        return self.config.needs_reference_model()
 
     @property
     def equal_rewards_carry_gradient(self) -> bool:
