@@ -20,6 +20,9 @@ from dteframe.errors import ResumeError
 if TYPE_CHECKING:
     from dteframe.recipe import TrainingConfig
 
+DEFAULT_MIN_LR_RATE = 0.1
+"""What ``cosine_with_min_lr`` falls to; recipes of open-r1 have it."""
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
@@ -27,7 +30,7 @@ class OptimizerSettings:
 
     max_steps: int
     learning_rate: float
-    lr_scheduler_type: Literal["constant", "linear", "cosine"]
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_min_lr"]
     warmup_steps: int
     weight_decay: float
     adam_beta1: float
@@ -35,6 +38,9 @@ class OptimizerSettings:
     adam_epsilon: float
     max_grad_norm: float
     micro_batch_tokens: int
+    min_lr_rate: float | None = None
+    optim: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
+    float32_master_weights: bool = True
 
     @classmethod
     def from_training(cls, training: TrainingConfig) -> Self:
@@ -45,24 +51,34 @@ class OptimizerSettings:
 def learning_rate_at(step: int, settings: OptimizerSettings) -> float:
     """Give the learning rate of a training step, counted from 0; all its optimizer steps have the same.
 
-    It rises over ``warmup_steps`` without ever being 0, then stays, or falls to 0 just after the last step.
-    The fall is that of transformers; transformers' rise begins at 0 and wastes a step.
+    It rises over ``warmup_steps`` without ever being 0, then stays, or falls, to 0 or to ``min_lr_rate`` of
+    itself, just after the last step. The fall is that of transformers; transformers' rise begins at 0 and
+    wastes a step.
     """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
     done = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
     if settings.lr_scheduler_type == "linear":
         return settings.learning_rate * max(0.0, 1 - done)
-    if settings.lr_scheduler_type == "cosine":
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    if settings.lr_scheduler_type in ("cosine", "cosine_with_min_lr"):
+        lowest = _lowest_rate(settings)
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return settings.learning_rate * (lowest + (1 - lowest) * share)
     return settings.learning_rate
+
+
+def _lowest_rate(settings: OptimizerSettings) -> float:
+    if settings.lr_scheduler_type == "cosine":
+        return 0.0
+    return DEFAULT_MIN_LR_RATE if settings.min_lr_rate is None else settings.min_lr_rate
 
 
 class Optimizer:
     """Takes the optimizer steps of a module: gather gradients, clip, step.
 
     AdamW, as transformers sets it up for TRL: no weight decay on vectors (biases, norms). Parameters that are
-    not float32 are trained through a float32 copy, because a bfloat16 weight is too coarse for steps of 1e-6.
+    not float32 are trained through a float32 copy, because a bfloat16 weight is too coarse for steps of 1e-6;
+    without ``float32_master_weights`` they are trained as they are, which is pure bfloat16.
     """
 
     def __init__(self, module: torch.nn.Module, settings: OptimizerSettings) -> None:
@@ -71,7 +87,9 @@ class Optimizer:
         self._trained = {
             name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
         }
-        self._masters = {name: _master_of(parameter) for name, parameter in self._trained.items()}
+        master_of = _float32_copy if settings.float32_master_weights else _itself
+        self._masters = {name: master_of(parameter) for name, parameter in self._trained.items()}
+        self._is_fused = settings.optim == "adamw_torch_fused"
         self._adamw = _adamw(self._masters.values(), settings)
 
     def start_step(self, step: int) -> float:
@@ -131,9 +149,9 @@ class Optimizer:
         check_names("the optimizer", self._trained, state["adamw"])
         for name, master in self._masters.items():
             values = state["adamw"][name]
-            # Adam keeps its step count on the CPU, everything else beside the parameter.
+            # Unless fused, Adam keeps its step count on the CPU; everything else is beside the parameter.
             self._adamw.state[master] = {
-                key: value.clone() if key == "step" else value.to(master.device, copy=True)
+                key: value.to("cpu" if key == "step" and not self._is_fused else master.device, copy=True)
                 for key, value in values.items()
             }
         with torch.no_grad():
@@ -156,7 +174,11 @@ def check_names(what: str, ours: Mapping[str, Any], saved: Mapping[str, Any]) ->
     )
 
 
-def _master_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+def _itself(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    return parameter
+
+
+def _float32_copy(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
     """Give the parameter itself if it is float32, else a float32 copy that the optimizer works on."""
     if parameter.dtype == torch.float32:
         return parameter
@@ -183,4 +205,6 @@ def _adamw(parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings
         lr=settings.learning_rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
+        # None lets torch choose between its plain ways by the device.
+        fused=True if settings.optim == "adamw_torch_fused" else None,
     )

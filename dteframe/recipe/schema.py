@@ -84,8 +84,11 @@ class TrainingConfig(BaseModel):
     """Completions per question: the size of a group (G)."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """AdamW's, after the warm-up."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
-    """The learning rate after the warm-up; ``linear`` and ``cosine`` reach 0 just after the last step."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "constant"
+    """The learning rate after the warm-up; ``linear`` and ``cosine`` reach 0 just after the last step,
+    ``cosine_with_min_lr`` reaches ``min_lr_rate`` of it."""
+    min_lr_rate: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the learning rate that ``cosine_with_min_lr`` falls to; null: 0.1."""
     warmup_steps: int = Field(default=0, ge=0)
     """Training steps in which the learning rate rises linearly; the first has more than 0."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -96,6 +99,14 @@ class TrainingConfig(BaseModel):
     """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: float = Field(default=1e-8, gt=0)
     """Added to AdamW's denominator."""
+    optim: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
+    """AdamW in plain or in fused operations: the same steps up to rounding, the second faster on a GPU."""
+    float32_master_weights: bool = True
+    """Take optimizer steps on float32 copies of bfloat16 parameters, 4 bytes more per parameter and twice the
+    optimizer's memory; without, a step smaller than about 1/256 of a weight is lost."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a
+    third more time for an update, the same gradients."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
     selection_interval: int = Field(default=2, ge=1)
