@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -101,28 +102,31 @@ def validate(
     recipes: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE... [KEY=VALUE]...", help="Recipes, and keys to override in all of them."
+            metavar="RECIPE... [KEY=VALUE]...",
+            help="Recipes and sweeps, and keys to override in all of them.",
         ),
     ],
     plugins: PluginPaths = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Read recipes without running them, and report every problem of each."""
+    """Read recipes, and all runs of sweeps, without running them, and report every problem of each."""
     from dteframe.validation import validate_recipes
 
     with _telling_errors(debug):
-        paths = [Path(word) for word in recipes if "=" not in word]
+        overrides = [word for word in recipes if "=" in word and not Path(word).is_file()]
+        paths = [Path(word) for word in recipes if word not in overrides]
         if not paths:
             raise RecipeError(
                 [Problem("command line", "", "no recipe is given; name at least one YAML file")]
             )
-        verdicts = validate_recipes(paths, [word for word in recipes if "=" in word], plugins)
+        verdicts = validate_recipes(paths, overrides, plugins)
         for verdict in verdicts:
             _say(verdict.notes)
             _say([str(problem) for problem in verdict.problems])
             if verdict.ok and not as_json:
-                typer.echo(f"{verdict.recipe}: ok")
+                runs = "" if verdict.num_runs is None else f", {verdict.num_runs} runs"
+                typer.echo(f"{verdict.recipe}: ok{runs}")
         if as_json:
             typer.echo(_json(verdicts))
         if not all(verdict.ok for verdict in verdicts):
@@ -144,6 +148,47 @@ def plan(
         loaded, _ = _loaded(recipe, overrides, plugins)
         work = workload(loaded.recipe)
         typer.echo(_json(work) if as_json else plan_text(work))
+
+
+@app.command()
+def sweep(  # noqa: PLR0913  # one parameter per option of the command
+    sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep's YAML file.")],
+    overrides: Overrides = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            "--runs",
+            metavar="DIR",
+            help="Where run folders will be.",
+            show_default="runs/ and the file's name",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Print commands that go on from checkpoints.")
+    ] = False,
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Print one shell command per run of a sweep, after checking all of them; nothing is run.
+
+    The commands stand for themselves, one a line, in any order: pipe them to a shell, to xargs, or to the
+    tasks of a job array. Paths are seen from this folder.
+    """
+    from dteframe.recipe.sweep import load_sweep
+
+    with _telling_errors(debug):
+        loaded = load_sweep(sweep_file, overrides or (), lambda recipe: load_registry(plugins, near=recipe))
+        _say(loaded.notes)
+        options = ["--runs", str(runs or Path("runs") / sweep_file.stem), *(["--resume"] if resume else [])]
+        for path in plugins or ():
+            options += ["--plugins", str(path)]
+        commands = [["dteframe", "run", str(loaded.recipe), *run.overrides, *options] for run in loaded.runs]
+        if as_json:
+            pairs = zip(loaded.runs, commands, strict=True)
+            typer.echo(_json([{**_plain(run), "command": command} for run, command in pairs]))
+        else:
+            typer.echo("\n".join(shlex.join(command) for command in commands))
 
 
 @app.command(name="plugins")

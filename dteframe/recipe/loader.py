@@ -41,6 +41,7 @@ from dteframe.recipe.schema import (
     Recipe,
     TrainingConfig,
 )
+from dteframe.recipe.sweep_config import is_sweep
 from dteframe.registry import Registry, suggestion
 
 
@@ -74,6 +75,9 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Loa
         raise RecipeError([Problem(str(path), "", what)]) from error
     draft = read_draft(str(path), data)
     recipe: Recipe | None = None
+    if is_sweep(draft.values):
+        what = f"is a sweep, many runs; `dteframe sweep {path}` prints a command for each"
+        raise RecipeError([Problem(str(path), "", what)])
     if draft.is_readable:
         types_of_file = {where: draft.type_of(where) for where in draft.typed_paths()}
         apply_overrides(draft, overrides)

@@ -1,0 +1,31 @@
+"""What a sweep file says, and how it is told from a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dteframe.recipe.schema import TOP_LEVEL
+
+
+class SweepConfig(BaseModel):
+    """The keys of a sweep file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    recipe: str = Field(min_length=1)
+    """Path of the base recipe, seen from the sweep file's folder."""
+    seeds: list[Annotated[int, Field(ge=0, le=2**32 - 1)]] = Field(default=[0], min_length=1)
+    """Every combination of variants is run once with each."""
+    overrides: dict[str, Any] = {}
+    """What all runs change in the base recipe: dotted keys and their values."""
+    axes: dict[str, dict[str, dict[str, Any]]] = {}
+    """By name, what is varied: for each axis its variants by name, and for each variant its overrides."""
+
+
+def is_sweep(values: Mapping[str, Any]) -> bool:
+    """Whether the top-level keys of a file are those of a sweep rather than of a recipe."""
+    of_a_sweep = any(key in SweepConfig.model_fields for key in values)
+    return of_a_sweep and not any(key in TOP_LEVEL for key in values)
