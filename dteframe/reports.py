@@ -222,7 +222,9 @@ class RunReport:
     device: str
     """``cpu``, ``cuda`` or ``cuda:N``."""
     num_parameters: int
-    """Of the policy."""
+    """Of the policy, those of a LoRA adapter included."""
+    num_trainable_parameters: int
+    """That training changes: the adapter's alone with LoRA."""
     num_train_questions: int
     """Questions that can be asked in training."""
     num_evaluation_questions: int

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from dteframe.contracts import Component, Policy
 from dteframe.engine import calls
+from dteframe.engine.lora import adapter_weights, load_adapter, write_adapter
 from dteframe.engine.progress import Progress
 from dteframe.engine.setup import Setup
 from dteframe.engine.state_files import read_state, write_state
@@ -30,7 +31,7 @@ def save_checkpoint(setup: Setup, progress: Progress) -> Path:
     for unfinished in folder.parent.glob(".step_*.writing"):
         shutil.rmtree(unfinished, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_policy(setup.policy, fresh / "policy")
+    _save_trained(setup.policy, fresh)
     write_state(fresh, "learner", setup.learner.state_dict())
     write_state(fresh, "components", _component_states(setup))
     state = {
@@ -55,9 +56,20 @@ def save_checkpoint(setup: Setup, progress: Progress) -> Path:
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
-    """Write weights as safetensors, configuration and tokenizer: a folder that plain transformers loads."""
-    policy.module.save_pretrained(folder)
-    policy.tokenizer.save_pretrained(folder)
+    """Write ``policy``, which plain transformers loads, and ``adapter``, which peft does, if there is one."""
+    _save_trained(policy, folder)
+    if policy.lora_base_sha256 is not None:
+        policy.module.save_pretrained(folder / "policy", state_dict=dict(policy.weights()))
+        policy.tokenizer.save_pretrained(folder / "policy")
+
+
+def _save_trained(policy: Policy, folder: Path) -> None:
+    """Write what training changes: the adapter alone with LoRA, else weights, configuration and tokenizer."""
+    if policy.lora_base_sha256 is not None:
+        write_adapter(policy, dict(adapter_weights(policy)), folder / "adapter")
+        return
+    policy.module.save_pretrained(folder / "policy")
+    policy.tokenizer.save_pretrained(folder / "policy")
 
 
 def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -87,7 +99,7 @@ def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
     """Put everything back as it was when the checkpoint was written.
 
     Raises:
-        ResumeError: the questions are others than those of the checkpoint.
+        ResumeError: the questions, or the weights below a LoRA adapter, are others than the checkpoint's.
     """
     state = read_state(folder, "progress")
     if state["pool"] != setup.pool.fingerprint():
@@ -96,7 +108,10 @@ def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
             f"(now {len(setup.pool.train)} to train on, {len(setup.pool.evaluation)} held out); "
             "bring the data back, or give another name=... to start afresh"
         )
-    _load_weights(setup.policy, folder / "policy")
+    if setup.policy.lora_base_sha256 is None:
+        _load_weights(setup.policy, folder / "policy")
+    else:
+        load_adapter(setup.policy, folder / "adapter")
     setup.learner.load_state_dict(read_state(folder, "learner"))
     states = read_state(folder, "components")
     for name, component in _stateful(setup).items():

@@ -19,6 +19,7 @@ from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_
 from dteframe.engine.encode import encode_with
 from dteframe.engine.evaluate import evaluate
 from dteframe.engine.meter import Meter
+from dteframe.engine.model_options import apply_model_options, num_trainable
 from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.engine.progress import Progress
@@ -60,7 +61,7 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
             registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
             _train(setup, progress)
             with setup.meter.stage("checkpoint"):
-                save_policy(setup.policy, folder / "policy")
+                save_policy(setup.policy, folder)
             setup.meter.close_step()
             summary = _summary(setup, progress)
             write_summary(folder, summary)
@@ -138,6 +139,7 @@ def _set_up(recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.Plugin
         pool = make_pool(questions, parts.rewards, training.evaluation_size, rng, context.warn)
         with calls.running(parts.model):
             policy = parts.model.load(tuple(pool.train.values()))
+        apply_model_options(policy, recipe.model, training, streams(0, "lora"))
         pool, prompts = encode_prompts(pool, policy.tokenizer, training.max_prompt_length, context.warn)
     _refuse_small_pool(recipe, pool)
     with meter.stage("embed"), calls.running(parts.estimator):
@@ -259,6 +261,7 @@ def _run_report(setup: Setup, progress: Progress) -> RunReport:
         run_folder=setup.context.run_folder,
         device=setup.context.device,
         num_parameters=sum(parameter.numel() for parameter in setup.policy.module.parameters()),
+        num_trainable_parameters=num_trainable(setup.policy.module),
         num_train_questions=len(setup.pool.train),
         num_evaluation_questions=len(setup.pool.evaluation),
         left_out=setup.pool.left_out,

@@ -31,6 +31,7 @@ WRITTEN_BY_A_RUN = (
     "tensorboard",
     "checkpoints",
     "policy",
+    "adapter",
     SUMMARY,
 )
 PACKAGES = ("dteframe", "torch", "transformers", "datasets", "numpy", "pydantic", "pluggy", "safetensors")

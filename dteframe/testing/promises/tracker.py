@@ -127,6 +127,7 @@ def _run_report(run_folder: Path, first_step: int) -> RunReport:
         run_folder=run_folder,
         device="cpu",
         num_parameters=1000,
+        num_trainable_parameters=100,
         num_train_questions=24,
         num_evaluation_questions=8,
         left_out={"longer than 512 tokens": 1},
