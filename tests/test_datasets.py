@@ -91,6 +91,62 @@ def test_columns_are_those_that_the_options_name(tmp_path, told):
     )
 
 
+def test_a_column_inside_records_is_reached_by_dots(tmp_path, told):
+    """The shape of Open-Reasoner-Zero's 57k questions: a row is a list of two records."""
+    rows = [
+        [{"from": "human", "value": "1+1="}, {"from": "assistant", "ground_truth": {"value": "2"}}],
+        [{"from": "human", "value": "1+2="}, {"from": "assistant", "ground_truth": {"value": "3"}}],
+    ]
+    (tmp_path / "orz").mkdir()
+    (tmp_path / "orz" / "rows.json").write_text(json.dumps(rows))
+    config = HuggingFaceConfig(
+        path=str(tmp_path / "orz"), question_column="0.value", answer_column="1.ground_truth.value"
+    )
+    found = HuggingFace(config, told.context(tmp_path)).load().train
+    assert [(question.text, question.answer) for question in found] == [("1+1=", "2"), ("1+2=", "3")]
+    odd = config.model_copy(update={"answer_column": "1.truth"})
+    with pytest.raises(DataError, match="no row can be used, left out: 2 because '1.truth' is empty"):
+        HuggingFace(odd, told.context(tmp_path)).load()
+    absent = config.model_copy(update={"answer_column": "2.value"})
+    with pytest.raises(DataError, match=r"answer_column '2.value' is missing; its columns are '0', '1'"):
+        HuggingFace(absent, told.context(tmp_path)).load()
+
+
+def test_rows_to_keep_are_chosen_by_a_column_and_the_others_counted(tmp_path, told):
+    path = write_lines(tmp_path / "sums.jsonl", ROWS)
+    config = FilesConfig(path=path, keep_rows={"level": [1, "3"]})
+    found = load(config, told, tmp_path)
+    assert [question.id for question in found.train] == ["sums-1", "sums-3"]
+    assert found.left_out == {"'level' is not one of keep_rows": 2}
+    assert told == []
+    with pytest.raises(DataError, match="no row can be used, left out: 4 because 'level' is not one of keep"):
+        load(FilesConfig(path=path, keep_rows={"level": [9]}), told, tmp_path)
+    with pytest.raises(DataError, match=r"keep_rows.levle 'levle' is missing \(did you mean 'level'\?\)"):
+        load(FilesConfig(path=path, keep_rows={"levle": [1]}), told, tmp_path)
+
+
+def test_a_sample_is_always_the_same_and_keeps_its_order(tmp_path, told):
+    rows = [{"question": f"{left}+1=", "answer": left + 1} for left in range(100)]
+    path = write_lines(tmp_path / "sums.jsonl", rows)
+    config = FilesConfig(path=path, sample_size=10)
+    found = load(config, told, tmp_path)
+    numbers = [int(question.id.removeprefix("sums-")) for question in found.train]
+    assert numbers == sorted(set(numbers)) and len(numbers) == 10 and numbers != list(range(10))
+    assert found.left_out == {"not among the 10 of sample_size": 90}
+    assert load(config, told, tmp_path).train == found.train
+    larger = load(FilesConfig(path=path, sample_size=20), told, tmp_path)
+    assert set(found.train) <= set(larger.train)
+    assert len(load(FilesConfig(path=path, sample_size=200), told, tmp_path).train) == 100
+
+
+def test_counting_without_reading_knows_of_samples_but_not_of_rows_to_keep(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "sums.parquet")
+    path = str(tmp_path / "sums.parquet")
+    assert FilesConfig(path=path, sample_size=3).num_questions() == 3
+    assert FilesConfig(path=path, sample_size=9).num_questions() == 4
+    assert FilesConfig(path=path, keep_rows={"level": [1]}).num_questions() is None
+
+
 def test_the_last_match_of_the_pattern_is_the_gold_answer_as_in_rewards(tmp_path, told):
     rows = [{"question": "2*3+1", "answer": "2*3 is 6, 6+1 is 7"}]
     config = FilesConfig(path=write_lines(tmp_path / "x.jsonl", rows), answer_pattern="([0-9]+)")

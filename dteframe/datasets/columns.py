@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dteframe import DataError, DatasetConfig, Message, Question
 from dteframe.answer_pattern import AnswerPattern, last_answer
@@ -53,7 +54,7 @@ class ColumnConfig(PromptConfig):
     """Options of every dataset that is a table."""
 
     question_column: str = "question"
-    """Column of the question's text."""
+    """Column of the question's text; dots lead into a column of records: ``info.question``."""
     answer_column: str = "answer"
     """Column of the gold answer: text or a number."""
     solution_column: str | None = None
@@ -62,6 +63,11 @@ class ColumnConfig(PromptConfig):
     """Column of a unique name of the row; null: the table's name and the row's number, ``train-17``."""
     answer_pattern: AnswerPattern | None = None
     r"""Regular expression whose only group is the gold answer inside the answer column: ``#### (.*)``."""
+
+    keep_rows: dict[str, list[str | int]] = {}
+    """Rows to read, by a column: ``{level: [3, 4, 5]}``; the others are counted and left out."""
+    sample_size: int | None = Field(default=None, ge=1)
+    """Train on so many of the questions, the same ones whatever the seed; null: on all."""
 
     @model_validator(mode="after")
     def _question_is_not_the_answer(self) -> Self:
@@ -76,6 +82,7 @@ class ColumnConfig(PromptConfig):
             "answer_column": self.answer_column,
             "solution_column": self.solution_column,
             "id_column": self.id_column,
+            **{f"keep_rows.{column}": column for column in self.keep_rows},
         }
         return {option: column for option, column in named.items() if column is not None}
 
@@ -110,24 +117,45 @@ class TableReader:
         unusable: dict[str, list[str]] = {}
         odd_columns: Counter[str] = Counter()
         for number, row in rows:
+            other = self._unwanted(row)
+            if other is not None:
+                self.left_out[other] += 1
+                continue
             question_id = self._id(row, f"{stem}-{number}", where, number)
             answer = self._answer(row)
-            text = written(row.get(self._config.question_column)).strip()
+            text = written(cell(row, self._config.question_column)).strip()
             if not text or not answer:
                 unusable.setdefault(self._reason(row, text), []).append(question_id)
                 continue
             questions.append(self._question(question_id, text, answer, row, odd_columns))
         self._tell(unusable, odd_columns, where)
         if not questions:
-            counted = ", ".join(f"{len(ids)} because {reason}" for reason, ids in unusable.items())
+            counted = ", ".join(f"{count} because {reason}" for reason, count in self.left_out.items())
             raise DataError(
                 f"{where}: no row can be used" + (f", left out: {counted}" if counted else "; it is empty")
             )
         return questions
 
+    def sample(self, questions: list[Question]) -> list[Question]:
+        """Draw ``sample_size`` questions by a hash of their ids; they stay in their order."""
+        size = self._config.sample_size
+        if size is None or size >= len(questions):
+            return questions
+        ranked = sorted(questions, key=lambda one: hashlib.sha256(one.id.encode()).digest())
+        drawn = {question.id for question in ranked[:size]}
+        self.left_out[f"not among the {size} of sample_size"] += len(questions) - size
+        return [question for question in questions if question.id in drawn]
+
+    def _unwanted(self, row: Mapping[str, Any]) -> str | None:
+        """Say why a row is not one of ``keep_rows``, if it is not."""
+        for column, values in self._config.keep_rows.items():
+            if written(cell(row, column)).strip() not in {str(value) for value in values}:
+                return f"{column!r} is not one of keep_rows"
+        return None
+
     def _id(self, row: Mapping[str, Any], default: str, where: str, number: int) -> str:
         column = self._config.id_column
-        question_id = default if column is None else written(row.get(column)).strip()
+        question_id = default if column is None else written(cell(row, column)).strip()
         here = f"{where}, row {number}"
         if not question_id:
             raise DataError(f"{here}: id_column {column!r} is empty; fill it, or set id_column: null")
@@ -144,14 +172,14 @@ class TableReader:
         return question_id
 
     def _answer(self, row: Mapping[str, Any]) -> str:
-        answer = written(row.get(self._config.answer_column)).strip()
+        answer = written(cell(row, self._config.answer_column)).strip()
         if self._pattern is None or not answer:
             return answer
         return (last_answer(self._pattern, answer) or "").strip()
 
     def _reason(self, row: Mapping[str, Any], text: str) -> str:
         column = self._config.answer_column if text else self._config.question_column
-        value = row.get(column)
+        value = cell(row, column)
         if written(value).strip():
             return f"{column!r} does not match answer_pattern {self._config.answer_pattern!r}"
         if value is None or isinstance(value, str | float):
@@ -171,7 +199,7 @@ class TableReader:
             except TypeError:
                 odd_columns[name] += 1
         solution_column = self._config.solution_column
-        solution = "" if solution_column is None else written(row.get(solution_column)).strip()
+        solution = "" if solution_column is None else written(cell(row, solution_column)).strip()
         return Question(question_id, text, self._config.prompt(text), answer, solution or None, further)
 
     def _tell(
@@ -195,13 +223,23 @@ def require_columns(columns: Sequence[str], wanted: Mapping[str, str], where: st
     """
     missing = []
     for option, column in wanted.items():
-        if column not in columns:
+        if column not in columns and column.partition(".")[0] not in columns:
             nearest = difflib.get_close_matches(column, columns, n=1, cutoff=0.5)
             hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
             missing.append(f"{option} {column!r} is missing{hint}")
     if missing:
         existing = ", ".join(repr(column) for column in columns) or "none"
         raise DataError(f"{where}: {'; '.join(missing)}; its columns are {existing}")
+
+
+def cell(row: Mapping[str, Any], column: str) -> Any:
+    """Give the value of a column, or of a record's field that ``column`` leads to; None if there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def written(value: object) -> str:

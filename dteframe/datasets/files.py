@@ -59,11 +59,16 @@ class FilesConfig(ColumnConfig):
 
     def num_questions(self) -> int | None:
         """Count rows without reading their contents; None if a file is absent or costly to count."""
+        if self.keep_rows:
+            return None
         try:
             counts = [_count_rows(path, self) for path in find_files(self.path)]
         except (DataError, OSError, ValueError, KeyError):
             return None  # Loading says what is wrong with the file; counting is a courtesy.
-        return None if None in counts else sum(count or 0 for count in counts)
+        if None in counts:
+            return None
+        num_rows = sum(count or 0 for count in counts)
+        return num_rows if self.sample_size is None else min(num_rows, self.sample_size)
 
     def has_evaluation_questions(self) -> bool:
         """Whether files or a split for evaluation are given."""
@@ -109,6 +114,7 @@ class Files(Dataset):
             table = read_table(path, config)
             evaluation += reader.read(list(enumerate(table.rows)), table.columns, str(path), stems[path])
         self._require_splits(train, evaluation, left_out)
+        train = reader.sample(train)
         return Questions(tuple(train), tuple(evaluation), dict(left_out + reader.left_out))
 
     def _require_splits(

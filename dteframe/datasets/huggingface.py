@@ -55,7 +55,7 @@ class HuggingFace(Dataset):
     def load(self) -> Questions:
         """Read the split, and the evaluation split if there is one; from the hub on the first use."""
         reader = TableReader(self.config, self.context.warn)
-        train = self._read(reader, self.config.split, "split")
+        train = reader.sample(self._read(reader, self.config.split, "split"))
         evaluation: list[Question] = []
         if self.config.evaluation_split is not None:
             evaluation = self._read(reader, self.config.evaluation_split, "evaluation_split")
