@@ -126,6 +126,9 @@ class UpdateReport(StageReport):
     """Rollouts run forward with gradient, over all passes."""
     num_proximal_rows: int
     """Rollouts run forward without gradient for the log-probs at the start of the step."""
+    entropy_nats: float | None
+    """Mean entropy of the distributions that the tokens are from, over the tokens that ran, at the sampling
+    temperature; None if none ran."""
     sampler_logprob_difference_max_nats: float | None
     """Largest difference of sampler and trainer log-probs on fresh tokens before the first optimizer step."""
     figures: Mapping[str, float] = field(default_factory=dict)

@@ -194,7 +194,6 @@ def test_figures_are_sums_over_tokens() -> None:
             "clip_fraction": 0,
             "cap_fraction": 0,
             "importance_weight_mean": 2 + 1,
-            "approximate_entropy_nats": math.log(2) + math.log(4),
             "kl_behaviour_nats": 2 - math.log(2) - 1,
         }
     )

@@ -74,7 +74,7 @@ def plan_report(step: int) -> PlanReport:
 def step_report(step: int, loss: float = 0.125, pearson: float | None = None) -> StepReport:
     estimate = EstimateReport(2, 0.5, 1.0, pearson, None, 0.4, 0.375, 2, 1)
     answer = AnswerReport(2, 0, 0.5, 0.5, 0.25, 0.75, 0.25, None, None, 12.5, 16, 0.0)
-    update = UpdateReport(loss, 1.0, 1e-6, 1, 0, 4, 0, None)
+    update = UpdateReport(loss, 1.0, 1e-6, 1, 0, 4, 0, 0.5, None)
     return StepReport(step, 4, (estimate, answer, update, TimeReport(2.0)))
 
 

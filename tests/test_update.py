@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from dteframe.contracts import Context, LossInputs, LossOutputs, Objective, ObjectiveConfig, Policy
-from dteframe.engine import logprobs as logprobs_module
-from dteframe.engine.logprobs import CompletionScorer
 from dteframe.engine.optimizer import OptimizerSettings, learning_rate_at
 from dteframe.engine.pack import Row, rows_of
 from dteframe.engine.update import Learner, UpdateError
@@ -115,40 +113,15 @@ def test_log_probs_equal_those_of_a_plain_forward_pass_over_each_row() -> None:
 
 
 def plain_logprobs(policy: Policy, row: Row) -> torch.Tensor:
+    return plain_table(policy, row).gather(-1, torch.tensor(row.completion.token_ids)[:, None]).squeeze(-1)
+
+
+def plain_table(policy: Policy, row: Row) -> torch.Tensor:
+    """Give the log-probs of the whole vocabulary at every place of the completion."""
     prompt, completion = row.group.group.prompt_token_ids, row.completion.token_ids
     with torch.no_grad():
         logits = policy.module(input_ids=torch.tensor(np.concatenate([prompt, completion]))[None]).logits[0]
-    table = (logits / SAMPLING.temperature).log_softmax(-1)
-    places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
-    return torch.stack([table[place, token] for place, token in zip(places, completion, strict=True)])
-
-
-def test_log_probs_in_pieces_equal_those_at_once_with_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny_policy()
-    rows = rows_of(BATCH[0], 0)
-    found = []
-    for size in (2**28, 3 * len(policy.tokenizer)):
-        monkeypatch.setattr(logprobs_module, "MAX_LOGITS", size)
-        policy.module.zero_grad()
-        scored = CompletionScorer(policy.module, 0, 0.8, "cpu")(rows)
-        scored.square().sum().backward()
-        found.append((scored, policy.module.get_input_embeddings().weight.grad.clone()))
-    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
-    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
-
-
-def test_a_module_that_scales_its_logits_is_scored_by_its_own_forward_pass() -> None:
-    from transformers import CohereConfig, CohereForCausalLM
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokens = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
-    module = CohereForCausalLM(CohereConfig(**sizes, **tokens, logit_scale=0.25)).eval()
-    policy = Policy(module, tiny_policy().tokenizer, "cpu")
-    rows = rows_of(BATCH[0], 0)
-    scored = CompletionScorer(module, 0, SAMPLING.temperature, "cpu")(rows)
-    expected = torch.cat([plain_logprobs(policy, row) for row in rows])
-    assert torch.allclose(scored, expected, atol=1e-5)
+    return (logits[len(prompt) - 1 : -1] / SAMPLING.temperature).log_softmax(-1)
 
 
 def test_every_row_is_run_once_and_those_of_equal_rewards_never() -> None:
@@ -231,7 +204,7 @@ def test_a_minibatch_without_any_gradient_takes_no_optimizer_step() -> None:
     before = weights(policy)
     report = learner(policy).update([credited("equal", (1.0, 1.0))], np.random.default_rng(0))
     assert (report.num_optimizer_steps, report.num_forward_rows, report.loss) == (0, 0, 0.0)
-    assert report.figures == {}
+    assert (report.entropy_nats, report.figures) == (None, {})
     assert all(torch.equal(found, before[name]) for name, found in weights(policy).items())
 
 
@@ -240,9 +213,10 @@ def test_figures_are_means_over_the_tokens_that_ran() -> None:
     rows = [row for index, item in enumerate(BATCH) if index != 2 for row in rows_of(item, 3 * index)]
     made = learner(policy)
     found = made.logprobs(rows)
+    tables = torch.cat([plain_table(policy, row) for row in rows])
+    entropy = -float((tables.exp() * tables).sum(-1).mean())
     report = made.update(BATCH, np.random.default_rng(0))
-    tokens = torch.cat(found)
-    assert report.figures["approximate_entropy_nats"] == pytest.approx(-float(tokens.mean()), rel=1e-5)
+    assert report.entropy_nats == pytest.approx(entropy, rel=1e-5)
     old = [(found[index], row) for index, row in enumerate(rows) if row.is_replayed]
     ratios = torch.cat([item - torch.tensor(row.completion.behaviour_logprobs) for item, row in old]).exp()
     assert report.figures["replayed_importance_weight_mean"] == pytest.approx(float(ratios.mean()), rel=1e-5)

@@ -1,9 +1,9 @@
-"""Log-probs of given completions under a module: one forward pass, no logits outside completions."""
+"""Log-probs and entropies of given completions: no logits outside completions, nor all of them at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -12,13 +12,50 @@ from transformers import PreTrainedModel
 from dteframe.engine.pack import Row
 
 MAX_LOGITS = 2**28
-"""Logits that exist at a time (1 GiB in float32); more are done in pieces, and again for the gradient."""
+"""Logits of a chunk of tokens; two float32 buffers of this many exist at a time at most."""
 
 
-class CompletionScorer:
-    """Gives the log-probs of completions under one module, at the sampling temperature."""
+class ScorerInputs(NamedTuple):
+    """Rows as the tensors that ``CompletionScorer`` takes, each [rows, positions], filled up on the right."""
 
-    def __init__(self, module: PreTrainedModel, pad_token_id: int, temperature: float, device: str) -> None:
+    token_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    """1 at tokens, 0 at what rows are filled up with."""
+    positions: torch.Tensor
+    """0, 1, 2, ... in every row."""
+    is_completion: torch.Tensor
+    """Which tokens are asked about."""
+
+
+def scorer_inputs(rows: Sequence[Row], pad_token_id: int, device: str) -> ScorerInputs:
+    """Lay prompt and completion of every row side by side.
+
+    No rows become one token that nobody asks about: a process without rows of its own runs it so that all
+    processes meet in the same collectives, and its gradient is zero.
+    """
+    num_tokens = [row.num_tokens for row in rows] or [1]
+    prompt_lengths = [len(row.group.group.prompt_token_ids) for row in rows] or [1]
+    token_ids = torch.full((len(num_tokens), max(num_tokens)), pad_token_id, dtype=torch.long)
+    for ids, row, prompt_length in zip(token_ids, rows, prompt_lengths, strict=False):
+        ids[:prompt_length] = torch.as_tensor(row.group.group.prompt_token_ids)
+        ids[prompt_length : row.num_tokens] = torch.as_tensor(row.completion.token_ids)
+    positions = torch.arange(token_ids.shape[1]).expand_as(token_ids)
+    is_token = positions < torch.tensor(num_tokens)[:, None]
+    is_completion = is_token & (positions >= torch.tensor(prompt_lengths)[:, None])
+    tensors = ScorerInputs(token_ids, is_token.long(), positions, is_completion)
+    return ScorerInputs(*(item.to(device) for item in tensors))
+
+
+class CompletionScorer(torch.nn.Module):
+    """Gives log-probs and entropies of completions under one module, at the sampling temperature.
+
+    It is a module, the policy's with a last layer of its own, so that FSDP2 can shard it as the root: all
+    that reads the head or the embeddings happens inside ``forward``.
+    """
+
+    def __init__(
+        self, module: PreTrainedModel, temperature: float, *, has_plain_head: bool | None = None
+    ) -> None:
         """Find out whether the module's logits are its head's output alone.
 
         Some architectures scale or cap the logits after the head; for them the module's own forward pass is
@@ -26,87 +63,201 @@ class CompletionScorer:
 
         Args:
             module: a causal language model.
-            pad_token_id: what short rows are filled up with; never attended to.
             temperature: logits are divided by it.
-            device: where the module is.
+            has_plain_head: what another process found out, for a module without weights yet.
         """
-        self._module = module
-        self._decoder: torch.nn.Module = module.get_decoder()  # type: ignore[no-untyped-call]  # transformers'
-        self._head: torch.nn.Module = module.get_output_embeddings()  # type: ignore[no-untyped-call]  # as above
-        self._vocabulary_size = int(self._head.weight.shape[0])
-        self._pad_token_id = pad_token_id
+        super().__init__()
+        self.module = module
         self._temperature = temperature
-        self._device = device
-        self._has_plain_head = self._head_gives_the_logits()
+        self.has_plain_head = self._head_gives_the_logits() if has_plain_head is None else has_plain_head
 
-    def __call__(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Give the log-probs of the rows' completion tokens, laid end to end.
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        positions: torch.Tensor,
+        is_completion: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score the completion tokens, laid end to end; the arguments are those of ``ScorerInputs``.
 
         Returns:
-            [tokens], nats, float32; carries the gradient unless it is switched off.
+            Log-probs [tokens], nats, float32, with the gradient unless it is switched off; and entropies
+            [tokens] of the distributions that the tokens are from, nats, float32, without gradient.
         """
-        token_ids = self._token_ids(rows)
-        lengths = torch.tensor([row.num_tokens for row in rows])
-        positions = torch.arange(token_ids.shape[1]).expand_as(token_ids)
-        attention_mask = positions < lengths[:, None]
-        prompt_lengths = torch.tensor([len(row.group.group.prompt_token_ids) for row in rows])
-        is_completion = (attention_mask & (positions >= prompt_lengths[:, None])).to(self._device)
-        # The logits at a position are about the next token.
-        is_before_completion = is_completion.roll(-1, dims=1)
-        outputs = self._outputs(
-            token_ids.to(self._device), attention_mask.long().to(self._device), positions.to(self._device)
-        )
-        return self._pieces(outputs[is_before_completion], token_ids.to(self._device)[is_completion])
-
-    def _token_ids(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Lay prompt and completion of every row side by side, filled up on the right."""
-        width = max(row.num_tokens for row in rows)
-        token_ids = torch.full((len(rows), width), self._pad_token_id, dtype=torch.long)
-        for index, row in enumerate(rows):
-            prompt = torch.as_tensor(row.group.group.prompt_token_ids)
-            token_ids[index, : len(prompt)] = prompt
-            token_ids[index, len(prompt) : row.num_tokens] = torch.as_tensor(row.completion.token_ids)
-        return token_ids
-
-    def _outputs(
-        self, token_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        """Run the module up to its head if the head gives the logits, else to the end."""
-        if self._has_plain_head:
-            states = self._decoder(
-                input_ids=token_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
-            )
-            return cast(torch.Tensor, states.last_hidden_state)
-        results = self._module(
+        run = self._decoder if self.has_plain_head else self.module
+        results = run(
             input_ids=token_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
         )
-        return cast(torch.Tensor, results.logits)
+        outputs: torch.Tensor = results.last_hidden_state if self.has_plain_head else results.logits
+        # The output at a position is about the next token.
+        outputs, targets = outputs[is_completion.roll(-1, dims=1)], token_ids[is_completion]
+        if self.has_plain_head and type(self._head) is torch.nn.Linear:
+            return linear_logprobs(outputs, self._head.weight, self._head.bias, targets, self._temperature)
+        return self._in_pieces(outputs, targets)
 
-    def _pieces(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Turn what ``_outputs`` gave into log-probs, so many tokens at a time that their logits fit."""
-        size = max(1, MAX_LOGITS // self._vocabulary_size)
+    # Properties, because a module's attribute would list the same parameters under a second name.
+
+    @property
+    def _decoder(self) -> torch.nn.Module:
+        decoder: torch.nn.Module = self.module.get_decoder()  # type: ignore[no-untyped-call]  # transformers'
+        return decoder
+
+    @property
+    def _head(self) -> torch.nn.Module:
+        head: torch.nn.Module = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]  # as above
+        return head
+
+    def _in_pieces(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score what is no linear layer's output, so many tokens at a time that their logits fit."""
+        size = _tokens_per_chunk(self.module.config.vocab_size)
         if len(targets) <= size:
             return self._piece(outputs, targets)
         pieces = [
-            cast(torch.Tensor, checkpoint(self._piece, *piece, use_reentrant=False))
+            cast(tuple[torch.Tensor, torch.Tensor], checkpoint(self._piece, *piece, use_reentrant=False))
             for piece in zip(torch.split(outputs, size), torch.split(targets, size), strict=True)
         ]
-        return torch.cat(pieces)
+        logprobs, entropies = zip(*pieces, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
 
-    def _piece(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._head(outputs) if self._has_plain_head else outputs
-        scaled = logits.float() / self._temperature
-        return scaled.gather(-1, targets[:, None]).squeeze(-1) - scaled.logsumexp(-1)
+    def _piece(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits: torch.Tensor = self._head(outputs) if self.has_plain_head else outputs
+        table = (logits.float() / self._temperature).log_softmax(-1)
+        entropies = -(table.detach().exp() * table.detach()).sum(-1)
+        return table.gather(-1, targets[:, None]).squeeze(-1), entropies
 
     def _head_gives_the_logits(self) -> bool:
         """Compare the module's logits with its head's on a few tokens."""
-        was_training = self._module.training
-        self._module.train(False)
-        num_tokens = min(8, self._vocabulary_size)
-        probe = torch.arange(num_tokens, device=self._device)[None]
+        was_training = self.module.training
+        self.module.train(False)
+        vocabulary_size = int(self._head.weight.shape[0])  # type: ignore[index]  # as above
+        probe = torch.arange(min(8, vocabulary_size), device=self.module.device)[None]
         with torch.no_grad():
-            logits = self._module(input_ids=probe, use_cache=False).logits
+            logits = self.module(input_ids=probe, use_cache=False).logits
             states = self._decoder(input_ids=probe, use_cache=False).last_hidden_state
             is_equal = torch.equal(self._head(states), logits)
-        self._module.train(was_training)
+        self.module.train(was_training)
         return is_equal
+
+
+def linear_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give log-probs and entropies under ``softmax((hidden @ weight.T + bias) / temperature)``.
+
+    The logits exist for a chunk of tokens at a time, forward and backward. Matrix products are in the dtype
+    of ``hidden``, so that a bfloat16 policy gives the logits that it samples from; all else, and the sum of
+    the chunks' gradients of ``weight``, is in float32 or better.
+
+    Args:
+        hidden: [tokens, hidden size].
+        weight: [vocabulary, hidden size].
+        bias: [vocabulary].
+        targets: [tokens], int64: the tokens whose log-probs are asked for.
+        temperature: above 0.
+
+    Returns:
+        Log-probs [tokens] and entropies [tokens], nats; the latter without gradient.
+    """
+    apply: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _LinearLogprobs.apply
+    return apply(hidden, weight, bias, targets, temperature)
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    """``linear_logprobs``, which computes a chunk's logits again for the gradient.
+
+    A single chunk keeps its probabilities instead: they would be made again before anything else is freed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # torch types it as a class without the attributes that it is there to take
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs, entropies, normalisers = hidden.new_empty((3, len(targets)), dtype=dtype)
+        is_single = len(targets) <= _tokens_per_chunk(len(weight))
+        kept = None
+        for chunk in _chunks(len(targets), len(weight)):
+            scored = _score_logits(_logits(hidden[chunk], weight, bias, temperature), targets[chunk])
+            logprobs[chunk], entropies[chunk], normalisers[chunk] = scored[:3]
+            kept = scored[3] if is_single else None
+            del scored  # It holds a buffer that the next chunk needs.
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, kept)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, targets, normalisers, kept = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dtype = normalisers.dtype
+        of_hidden = torch.empty_like(hidden) if needs_hidden else None
+        of_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
+        of_bias = torch.zeros_like(bias, dtype=dtype) if needs_bias else None
+        # Of a token's logits: (1 at the target - probability) x the gradient / temperature.
+        scale = (-gradients[0] / ctx.temperature)[:, None]
+        for chunk in _chunks(len(targets), len(weight)):
+            if kept is None:
+                logits = _logits(hidden[chunk], weight, bias, ctx.temperature)
+                of_logits = logits.sub_(normalisers[chunk, None]).exp_().mul_(scale[chunk])
+                del logits
+            else:
+                of_logits = kept * scale
+            of_logits.scatter_add_(-1, targets[chunk, None], -scale[chunk])
+            if of_bias is not None:
+                of_bias += of_logits.sum(0)
+            of_logits = of_logits.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(of_logits, weight, out=of_hidden[chunk])
+            if of_weight is not None and hidden.dtype == dtype:
+                of_weight.addmm_(of_logits.t(), hidden[chunk])
+            elif of_weight is not None:
+                of_weight += of_logits.t() @ hidden[chunk]
+            del of_logits  # As above.
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None else of_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+def _logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+
+
+def _score_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Give log-probs, entropies, normalisers (logs of sums) and probabilities; overwrites the logits."""
+    highest = logits.amax(-1, keepdim=True)
+    logits.sub_(highest)
+    picked = logits.gather(-1, targets[:, None])
+    probabilities = logits.exp()
+    total = probabilities.sum(-1, keepdim=True)
+    probabilities.div_(total)
+    log_total = total.log()
+    entropies = log_total - logits.mul_(probabilities).sum(-1, keepdim=True)
+    found = (picked - log_total, entropies, highest + log_total)
+    return (*(item.squeeze(-1) for item in found), probabilities)
+
+
+def _chunks(num_tokens: int, vocabulary_size: int) -> Iterator[slice]:
+    size = _tokens_per_chunk(vocabulary_size)
+    for start in range(0, num_tokens, size):
+        yield slice(start, start + size)
+
+
+def _tokens_per_chunk(vocabulary_size: int) -> int:
+    return max(1, MAX_LOGITS // vocabulary_size)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from dteframe.contracts import LossInputs, Objective, Policy
-from dteframe.engine.logprobs import CompletionScorer
+from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
+from dteframe.engine.lora import without_adapter
 from dteframe.engine.optimizer import Optimizer, OptimizerSettings, check_names
 from dteframe.engine.pack import Minibatch, Row, pack, split
 from dteframe.errors import DTEFrameError
@@ -42,13 +44,16 @@ class Learner:
         if not any(parameter.requires_grad for parameter in policy.module.parameters()):
             raise UpdateError("model: no parameter is trainable; unfreeze some")
         self._optimizer = Optimizer(policy.module, settings)
-        self._score = self._scorer(policy)
+        self._pad_token_id = _pad_token_id(policy)
+        self._scorer = CompletionScorer(policy.module, sampling.temperature)
         self._reference: Policy | None = None
-        self._score_reference: CompletionScorer | None = None
-        if objective.needs_reference_model:
+        self._reference_scorer: CompletionScorer | None = None
+        if objective.needs_reference_model and policy.lora_base_sha256 is not None:
+            self._reference_scorer = self._scorer  # The first policy is the module without its adapter.
+        elif objective.needs_reference_model:
             frozen = deepcopy(policy.module).requires_grad_(False).train(False)
             self._reference = Policy(frozen, policy.tokenizer, policy.device)
-            self._score_reference = self._scorer(self._reference)
+            self._reference_scorer = CompletionScorer(frozen, sampling.temperature)
 
     def update(self, credited: Sequence[CreditedGroup], rng: np.random.Generator) -> UpdateReport:
         """Learn from the groups of one step.
@@ -91,7 +96,7 @@ class Learner:
         with torch.no_grad():
             found: dict[int, torch.Tensor] = {}
             for micro_batch in split(rows, self._settings.micro_batch_tokens):
-                found.update(_by_row(micro_batch, self._score(micro_batch)))
+                found.update(_by_row(micro_batch, self._score(self._scorer, micro_batch)[0]))
         return [found[row.index] for row in rows]
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,11 +125,10 @@ class Learner:
             for name, parameter in reference.items():
                 parameter.copy_(state["reference"][name])
 
-    def _scorer(self, policy: Policy) -> CompletionScorer:
-        pad_token_id = policy.tokenizer.pad_token_id
-        if not isinstance(pad_token_id, int):
-            raise UpdateError(f"model: the tokenizer's pad_token_id is {pad_token_id!r}; set a padding token")
-        return CompletionScorer(policy.module, pad_token_id, self._sampling.temperature, policy.device)
+    def _score(self, scorer: CompletionScorer, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the log-probs and entropies of the rows' completion tokens, laid end to end."""
+        given = scorer(*scorer_inputs(rows, self._pad_token_id, self._policy.device))
+        return cast(tuple[torch.Tensor, torch.Tensor], given)
 
     def _score_start_of_step(self, minibatches: Sequence[Minibatch], work: _StepWork) -> None:
         """Find the proximal log-probs that the first pass over a row comes too late for.
@@ -163,7 +167,7 @@ class Learner:
     def _backward(self, rows: Sequence[Row], minibatch: Minibatch, work: _StepWork) -> torch.Tensor:
         """Add a micro-batch's gradient; give its loss."""
         device = self._policy.device
-        logprobs = self._score(rows)
+        logprobs, entropies = self._score(self._scorer, rows)
         behaviour = torch.cat([self._behaviour(row) for row in rows])
         work.first_pass(rows, logprobs.detach(), behaviour, compares_sampler=not self._sampling.is_truncated)
         lengths = torch.tensor([len(row.completion.token_ids) for row in rows], device=device)
@@ -186,6 +190,7 @@ class Learner:
         self._optimizer.gather_gradients()
         work.num_forward_rows += len(rows)
         work.num_tokens += len(logprobs)
+        work.entropy_nats += float(entropies.sum())
         for name, value in outputs.sums.items():
             work.sums[name] += float(value)
         return outputs.loss.detach()
@@ -196,13 +201,20 @@ class Learner:
 
     def _reference_logprobs(self, rows: Sequence[Row], work: _StepWork) -> torch.Tensor | None:
         """Score rows with the first policy, once a step."""
-        if self._score_reference is None:
+        if self._reference_scorer is None:
             return None
         unknown = [row for row in rows if row.index not in work.reference]
         if unknown:
             with torch.no_grad():
-                work.reference.update(_by_row(unknown, self._score_reference(unknown)))
+                with self._as_first_policy():
+                    found, _ = self._score(self._reference_scorer, unknown)
+                work.reference.update(_by_row(unknown, found))
         return torch.cat([work.reference[row.index] for row in rows])
+
+    def _as_first_policy(self) -> AbstractContextManager[None]:
+        """Switch the adapter off where the first policy is the module without it."""
+        has_adapter = self._policy.lora_base_sha256 is not None
+        return without_adapter(self._policy.module) if has_adapter else nullcontext()
 
     def _what_is_not_finite(
         self, minibatch: Minibatch, number: int, losses: Sequence[torch.Tensor], norm: torch.Tensor
@@ -233,6 +245,7 @@ class _StepWork:
     gradient_norms: list[float] = field(default_factory=list)
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     num_tokens: int = 0
+    entropy_nats: float = 0.0
     num_forward_rows: int = 0
     num_proximal_rows: int = 0
     sampler_difference: float | None = None
@@ -271,9 +284,17 @@ class _StepWork:
             num_equal_reward_groups=num_equal_reward_groups,
             num_forward_rows=self.num_forward_rows,
             num_proximal_rows=self.num_proximal_rows,
+            entropy_nats=self.entropy_nats / self.num_tokens if self.num_tokens else None,
             sampler_logprob_difference_max_nats=self.sampler_difference,
             figures=figures,
         )
+
+
+def _pad_token_id(policy: Policy) -> int:
+    found = policy.tokenizer.pad_token_id
+    if not isinstance(found, int):
+        raise UpdateError(f"model: the tokenizer's pad_token_id is {found!r}; set a padding token")
+    return found
 
 
 def _by_row(rows: Sequence[Row], values: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -88,7 +88,6 @@ class GRPO(Objective):
             "clip_fraction": is_clipped(ratios, inputs.advantages, below, above).sum(),
             "cap_fraction": is_capped.sum(),
             "importance_weight_mean": weights.sum(),
-            "approximate_entropy_nats": -inputs.logprobs.sum(),
             "kl_behaviour_nats": kl_nats(inputs.logprobs - inputs.behaviour_logprobs).sum(),
         }
         if config.beta > 0:

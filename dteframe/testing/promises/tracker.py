@@ -195,6 +195,7 @@ def _update() -> UpdateReport:
         num_equal_reward_groups=1,
         num_forward_rows=4,
         num_proximal_rows=4,
+        entropy_nats=0.25,
         sampler_logprob_difference_max_nats=1e-6,
         figures={"made_up_figure": 0.5},
     )
