@@ -361,3 +361,68 @@ def test_a_written_value_reads_back_from_one_line(value):
 )
 def test_values_are_written_plainly_where_they_can_be(value, text):
     assert override_value(value) == text
+
+
+# The paper's pairs
+
+
+@pytest.fixture(scope="module")
+def papers_recipes():
+    path = PROJECT / "recipes" / "sweeps" / "paper_pairs.yaml"
+    registry = load_registry([])
+    sweep = load_sweep(path, (), lambda recipe: registry)
+    assert sweep.notes == ()
+    return {run.name: load_recipe(sweep.recipe, run.overrides, registry).recipe for run in sweep.runs}
+
+
+PAIRS = {
+    "math_1.5b_math": ("Qwen/Qwen2.5-Math-1.5B", "nlile/hendrycks-MATH-benchmark", None, 3072),
+    "math_1.5b_deepscaler": (
+        "Qwen/Qwen2.5-Math-1.5B",
+        "agentica-org/DeepScaleR-Preview-Dataset",
+        10240,
+        3072,
+    ),
+    "math_1.5b_orz": ("Qwen/Qwen2.5-Math-1.5B", "Open-Reasoner-Zero/orz_math_57k_collection", 8192, 3072),
+    "3b_deepscaler": ("Qwen/Qwen2.5-3B", "agentica-org/DeepScaleR-Preview-Dataset", 10240, 4096),
+    "3b_deepmath": ("Qwen/Qwen2.5-3B", "zwhe99/DeepMath-103K", 8192, 4096),
+    "math_7b_deepscaler": ("Qwen/Qwen2.5-Math-7B", "agentica-org/DeepScaleR-Preview-Dataset", 10240, 3072),
+}
+"""Model, questions, size of the pool and longest completion: appendix D.1 and table 4 of the DOTS paper."""
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_pair_is_the_papers_in_every_arm_and_seed(papers_recipes, pair):
+    runs = {name: recipe for name, recipe in papers_recipes.items() if name.startswith(f"{pair}-")}
+    assert sorted(runs) == sorted(f"{pair}-{arm}-s{seed}" for arm in ARMS for seed in (0, 1, 2))
+    for recipe in runs.values():
+        dataset, training = recipe.dataset, recipe.training
+        length = recipe.rollout.max_completion_length
+        assert (recipe.model.path, dataset.path, dataset.sample_size, length) == PAIRS[pair]
+        assert len(recipe.model.revision) == 40
+        assert (training.questions_per_step, training.num_generations, training.max_steps) == (512, 8, 60)
+        assert (training.learning_rate, training.weight_decay, training.lr_scheduler_type) == (
+            1e-6,
+            0.0,
+            "constant",
+        )
+        assert (training.max_prompt_length, recipe.rollout.temperature) == (1024, 0.6)
+        assert (recipe.objective.num_minibatches, recipe.objective.beta) == (8, 0.0)
+
+
+ARMS = {
+    "grpo": ("none", "uniform", "none", 512, 0),
+    "dots": ("attention", "difficulty_target", "none", 512, 256),
+    "dots_rr": ("attention", "difficulty_target", "fifo", 256, 256),
+}
+"""Estimator, selector, replay, fresh groups of a step, reference questions of a plan."""
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_is_the_papers_in_every_pair(papers_recipes, arm):
+    for pair in PAIRS:
+        recipe = papers_recipes[f"{pair}-{arm}-s1"]
+        arithmetic = recipe.arithmetic()
+        plugins = (recipe.estimator.type, recipe.selector.type, recipe.replay.type)
+        assert (*plugins, arithmetic.num_fresh, arithmetic.reference_size) == ARMS[arm]
+        assert recipe.seed == 1
