@@ -15,6 +15,7 @@ from pydantic import Field
 from dteframe import BatchArithmetic, Component, Model, ModelConfig, ModelSizes, Policy, Question, hookimpl
 from dteframe.memory import DTYPE_BYTES, decoder_parameters
 from dteframe.models.architectures import Architecture, Sizes, default_intermediate_size, untrained_module
+from dteframe.models.attention_ways import AttentionImplementation, attention_problems, check_attention
 from dteframe.models.cached_weights import CorruptCacheError, read_weights, write_weights
 from dteframe.models.characters import PRINTABLE, SPECIAL_TOKENS, character_tokenizer
 from dteframe.models.warm_up import WarmUpConfig, WorkedExample, warm_up, worked_examples
@@ -46,6 +47,9 @@ class FromScratchConfig(ModelConfig):
     initializer_range: float = Field(default=0.05, gt=0)
     """Standard deviation of the first weights. Large models take 0.02, with which a width of 64 hardly learns
     in the few hundred steps of a warm-up (docs/experiments.md)."""
+    attn_implementation: AttentionImplementation = "sdpa"
+    """How attention is computed once the warm-up, which takes sdpa, is over; those called flash need a GPU,
+    bfloat16 and the package of that name."""
     seed: int | None = Field(default=None, ge=0)
     """Of the first weights and the warm-up's order; None for the recipe's seed."""
     warm_up: WarmUpConfig = WarmUpConfig()
@@ -92,6 +96,7 @@ class FromScratchConfig(ModelConfig):
     def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
         """Check the sizes against one another and against the run's lengths."""
         yield from self.size_problems()
+        yield from attention_problems(self.attn_implementation, self.dtype)
         longest = arithmetic.max_prompt_length + arithmetic.max_completion_length
         if longest > self.max_position_embeddings:
             yield (
@@ -135,6 +140,7 @@ class FromScratch(Model):
         problems = [f"{key} {what}" for key, what in self.config.size_problems()]
         if problems:
             raise ValueError(f"model 'from_scratch': {'; '.join(problems)}")
+        check_attention(self.config.attn_implementation, self.context.device)
         seed = self.context.seed if self.config.seed is None else self.config.seed
         tokenizer = character_tokenizer(_texts(questions))
         tokenizer.model_max_length = self.config.max_position_embeddings
@@ -144,6 +150,7 @@ class FromScratch(Model):
             self._warm_up(module, tokenizer, worked_examples(questions, tokenizer, self.context.warn), seed)
         if self.config.dtype == "bfloat16":
             module.bfloat16()
+        module.set_attn_implementation(self.config.attn_implementation)
         return Policy(module, tokenizer, self.context.device)
 
     def _warm_up(

@@ -14,9 +14,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, final
 
-from dteframe import Component, DataError, Model, ModelConfig, Policy, Question, hookimpl
+from dteframe import (
+    BatchArithmetic,
+    Component,
+    DataError,
+    Model,
+    ModelConfig,
+    ModelSizes,
+    Policy,
+    Question,
+    hookimpl,
+)
+from dteframe.memory import DTYPE_BYTES
 from dteframe.models.architectures import Sizes, untrained_module
+from dteframe.models.attention_ways import AttentionImplementation, attention_problems, check_attention
 from dteframe.models.characters import character_tokenizer
+from dteframe.models.stored_sizes import (
+    gguf_in_hub_cache,
+    sizes_in_folder,
+    sizes_in_gguf,
+    sizes_in_hub_cache,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +61,26 @@ class PretrainedConfig(ModelConfig):
     """Branch, tag or commit on the hub; None for its main branch."""
     gguf_file: str | None = None
     """Name of a GGUF file in ``path``: unpacked to plain weights once, and cached."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """How attention is computed; ``flash_attention_2`` needs the package of that name."""
+    attn_implementation: AttentionImplementation = "sdpa"
+    """How attention is computed; those called flash need a GPU, bfloat16 and the package of that name."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources that you trust."""
+
+    def sizes(self) -> ModelSizes | None:
+        """Read the sizes of a local model, or of one that was downloaded before."""
+        width = DTYPE_BYTES[self.dtype]
+        folder = Path(self.path).expanduser()
+        if self.path.startswith(PACKAGE_PREFIX):
+            folder = package_folder(self.path.removeprefix(PACKAGE_PREFIX))
+        is_on_hub = not folder.exists() and HUB_ID.fullmatch(self.path) is not None
+        if self.gguf_file is None:
+            if is_on_hub:
+                return sizes_in_hub_cache(self.path, self.revision, width)
+            return sizes_in_folder(folder, width)
+        file = folder / self.gguf_file
+        if is_on_hub:
+            file = gguf_in_hub_cache(self.path, self.gguf_file, self.revision) or file
+        return sizes_in_gguf(file, width) if file.is_file() else None
 
     @classmethod
     def example(cls, folder: Path) -> Self:
@@ -57,6 +91,10 @@ class PretrainedConfig(ModelConfig):
             module.save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
         return cls(path=str(folder / "model"))
+
+    def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
+        """Check how attention is computed against the type of the parameters."""
+        yield from attention_problems(self.attn_implementation, self.dtype)
 
 
 @final
@@ -82,6 +120,7 @@ class Pretrained(Model):
                 f"model 'pretrained': Python code that comes with {self.config.path!r} is run "
                 "(model.trust_remote_code: true)"
             )
+        check_attention(self.config.attn_implementation, self.context.device)
         source = self._source()
         if self.config.gguf_file is not None:
             source = self._unpacked(source, self.config.gguf_file)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dteframe.contracts import (
     DatasetConfig,
     EstimatorConfig,
+    ModelConfig,
     ObjectiveConfig,
     PluginConfig,
     ReplayConfig,
@@ -32,6 +33,7 @@ class Sections:
     """The sections that are valid by themselves; None or missing where one is not."""
 
     training: TrainingConfig | None = None
+    model: ModelConfig | None = None
     dataset: DatasetConfig | None = None
     estimator: EstimatorConfig | None = None
     selector: SelectorConfig | None = None
@@ -70,6 +72,8 @@ def _all(sections: Sections) -> Iterator[Contradiction]:
     yield from _lists(sections)
     if sections.training is not None:
         yield from _schedule(sections.training)
+        if sections.model is not None:
+            yield from _precision(sections.model, sections.training)
     arithmetic = sections.arithmetic()
     if arithmetic is None or sections.training is None:
         return
@@ -116,11 +120,35 @@ def _schedule(training: TrainingConfig) -> Iterator[Contradiction]:
             f"{training.warmup_steps} is more than training.max_steps {training.max_steps}, so the learning "
             "rate would never be reached; lower it too",
         )
+    if training.min_lr_rate is not None and training.lr_scheduler_type != "cosine_with_min_lr":
+        yield (
+            ("training", "min_lr_rate"),
+            f"{training.min_lr_rate} is read by training.lr_scheduler_type 'cosine_with_min_lr' alone, but "
+            f"that is {training.lr_scheduler_type!r}; leave the key out, or choose that schedule",
+        )
     if training.evaluate_every > 0 and training.evaluation_size == 0:
         yield (
             ("training", "evaluation_size"),
             f"0 questions cannot be evaluated every {training.evaluate_every} steps "
             "(training.evaluate_every); set that to 0 for no evaluation",
+        )
+
+
+def _precision(model: ModelConfig, training: TrainingConfig) -> Iterator[Contradiction]:
+    if training.float32_master_weights:
+        return
+    key: KeyPath = ("training", "float32_master_weights")
+    if model.lora is not None:
+        yield (
+            key,
+            "false trains bfloat16 parameters as they are, but with model.lora the adapter's alone are "
+            "trained, which are float32; leave one of the two out",
+        )
+    elif model.dtype == "float32":
+        yield (
+            key,
+            "false trains bfloat16 parameters as they are, but model.dtype is 'float32'; set that to "
+            "bfloat16, or leave the key out",
         )
 
 

@@ -266,7 +266,7 @@ class _Checker:
                 sections.rewards.append(config)
             elif isinstance(config, TrackerConfig):
                 sections.trackers.append(config)
-            elif kind != "model":
+            else:
                 setattr(sections, kind, config)
             if issubclass(component, Estimator):
                 sections.estimates = component.estimates
@@ -285,7 +285,7 @@ class _Checker:
             name=head.name,
             seed=head.seed,
             training=cast(TrainingConfig, sections.training),
-            model=cast(ModelConfig, sections.configs["model",]),
+            model=cast(ModelConfig, sections.model),
             dataset=cast(DatasetConfig, sections.dataset),
             reward=list(sections.rewards),
             estimator=cast(EstimatorConfig, sections.estimator),
