@@ -134,20 +134,32 @@ def validate(
 
 
 @app.command()
-def plan(
+def plan(  # noqa: PLR0913  # one parameter per option of the command
     recipe: RecipeFile,
     overrides: Overrides = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that share model and questions.")
+    ] = 1,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Memory of a GPU, to be held against.")
+    ] = None,
     plugins: PluginPaths = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Explain what a recipe asks for: questions, rollouts, tokens, optimizer steps."""
-    from dteframe.plan_text import plan_text, workload
+    """Explain what a recipe asks for: questions, rollouts, tokens, optimizer steps, memory."""
+    from dteframe.memory_plan import device_bytes, memory_plan
+    from dteframe.plan_text import memory_text, plan_text, workload
 
     with _telling_errors(debug):
         loaded, _ = _loaded(recipe, overrides, plugins)
-        work = workload(loaded.recipe)
-        typer.echo(_json(work) if as_json else plan_text(work))
+        work, sizes = workload(loaded.recipe), loaded.recipe.model.sizes()
+        available = device_bytes(loaded.recipe, processes, gpu_memory)
+        memory = memory_plan(loaded.recipe, sizes, processes, available) if sizes else None
+        if as_json:
+            typer.echo(_json({**_plain(work), "memory": memory, "device_bytes": available}))
+        else:
+            typer.echo(f"{plan_text(work)}\n{memory_text(memory, available)}")
 
 
 @app.command()

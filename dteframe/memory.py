@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 from dteframe.records import ModelSizes
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 FLOAT32 = 4
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2}
+LOGITS_OF_A_CHUNK = 2**28
+"""Logits that exist at a time when completions are scored; a single token's always do."""
 ADAM_MOMENTS = 2
 """AdamW keeps a mean of gradients and of squared gradients for every parameter."""
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,7 +39,7 @@ class StageMemory:
     """What one stage of a step takes on the device of one process."""
 
     name: str
-    """``update``, ``optimizer step`` or ``sampling``."""
+    """Such as ``sampling``."""
     parts: Mapping[str, int]
     """Bytes by what they are for."""
     total_bytes: int
@@ -46,6 +48,26 @@ class StageMemory:
     def of(cls, name: str, parts: Mapping[str, int]) -> StageMemory:
         """Add the parts up; those of no bytes are left out."""
         return cls(name, {part: size for part, size in parts.items() if size}, sum(parts.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a recipe takes on the device of one process."""
+
+    num_processes: int
+    num_parameters: int
+    num_trained: int
+    """Parameters that the optimizer changes: fewer with LoRA."""
+    micro_batch_rows: int
+    """Rows of the longest micro-batch."""
+    micro_batch_row_length: int
+    """Tokens of each, prompt and completion as long as they may be."""
+    stages: tuple[StageMemory, ...]
+    peak_stage: str
+    """The stage that takes the most."""
+    peak_bytes: int
+    remarks: tuple[str, ...]
+    """What is assumed or left out."""
 
 
 # Sizes
@@ -136,7 +158,7 @@ def gradient_bytes(sizes: ModelSizes, training: MemorySettings) -> int:
 
 
 def unmoved_gradient_bytes(sizes: ModelSizes, training: MemorySettings) -> int:
-    """Give the bytes of bfloat16 gradients that wait at the end of a backward pass to be added to the masters.
+    """Give the bytes of bfloat16 gradients that wait, after a backward pass, to be added to the masters.
 
     Only one process without LoRA has them; FSDP2 reduces the gradients of a block as they come.
     """
@@ -217,6 +239,17 @@ def _rank(sizes: ModelSizes, block_adapter_parameters: int) -> int:
     return -(-block_adapter_parameters // sum(sum(pair) for pair in block_parameters(sizes).values()))
 
 
+def head_bytes(sizes: ModelSizes, num_completion_tokens: int) -> int:
+    """Give what log-probs of completion tokens take: two float32 buffers of a chunk's logits, and gradients.
+
+    The states before the head are copied and have a gradient; the head's own gradient is summed in float32.
+    """
+    logits = 2 * FLOAT32 * min(num_completion_tokens * sizes.vocabulary_size, LOGITS_OF_A_CHUNK)
+    states = 2 * num_completion_tokens * sizes.hidden_size * sizes.parameter_bytes
+    head = 0 if sizes.num_adapter_parameters else FLOAT32 * sizes.vocabulary_size * sizes.hidden_size
+    return logits + states + head
+
+
 def backward_bytes(sizes: ModelSizes, num_tokens: int) -> int:
     """Give what the backward pass of a block needs beside what was kept: gradients of its widest states."""
     return num_tokens * sizes.parameter_bytes * (2 * sizes.intermediate_size + 2 * sizes.hidden_size)
@@ -265,3 +298,12 @@ def sampling_weights_bytes(sizes: ModelSizes, training: MemorySettings) -> int:
     if training.num_processes == 1 and not training.cpu_offload:
         return 0
     return sizes.num_parameters * sizes.parameter_bytes
+
+
+def in_words(size: int) -> str:
+    """Word bytes for people.
+
+    >>> in_words(3 * 2**29), in_words(2**20 + 2**19)
+    ('1.50 GiB', '1.5 MiB')
+    """
+    return f"{size / GIB:,.2f} GiB" if size >= GIB else f"{size / MIB:,.1f} MiB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dteframe.memory import MemoryPlan, StageMemory, in_words
 from dteframe.recipe import Recipe
 
 
@@ -149,6 +150,40 @@ def plan_text(work: Workload) -> str:
     for title, rows in sections:
         lines += [title, *(f"  {label:<22}{text}" for label, text in rows)]
     return "\n".join(lines)
+
+
+def memory_text(memory: MemoryPlan | None, device_bytes: int | None) -> str:
+    """Word what every process takes, stage by stage, and what the device has.
+
+    Args:
+        memory: None where the model's sizes are unknown.
+        device_bytes: memory of the device, if it is known.
+    """
+    if memory is None:
+        return "memory: unknown until the model is at hand"
+    of_several = f", one of {memory.num_processes}" if memory.num_processes > 1 else ""
+    lines = [f"memory of a process{of_several}: {_parameters(memory)}"]
+    rows = [(stage.name, _stage_text(stage)) for stage in memory.stages]
+    longest = f"{_count(memory.micro_batch_rows, 'row')} of {memory.micro_batch_row_length:,} tokens"
+    rows.insert(0, ("longest micro-batch", longest))
+    peak = f"{in_words(memory.peak_bytes)}, in {memory.peak_stage}"
+    if device_bytes is not None:
+        verdict = "does not fit" if memory.peak_bytes > device_bytes else "fits"
+        peak += f"; {verdict} into {in_words(device_bytes)}"
+    rows += [("peak", peak), *(("note", remark) for remark in memory.remarks)]
+    return "\n".join([*lines, *(f"  {label:<22}{text}" for label, text in rows)])
+
+
+def _parameters(memory: MemoryPlan) -> str:
+    every = _count(memory.num_parameters, "parameter")
+    if memory.num_trained == memory.num_parameters:
+        return every
+    return f"{every}, {memory.num_trained:,} of them trained"
+
+
+def _stage_text(stage: StageMemory) -> str:
+    parts = ", ".join(f"{part} {in_words(size)}" for part, size in stage.parts.items())
+    return f"{in_words(stage.total_bytes)}: {parts}"
 
 
 def _step_lines(work: Workload) -> list[tuple[str, str]]:

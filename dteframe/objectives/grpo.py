@@ -46,6 +46,10 @@ class GRPOConfig(ObjectiveConfig):
     importance_cap: float | None = Field(default=2.0, gt=0)
     """Upper bound of a token's weight, proximal over behaviour probability; None is no bound."""
 
+    def needs_reference_model(self) -> bool:
+        """Whether there is a KL term."""
+        return self.beta > 0
+
 
 @final
 class GRPO(Objective):
@@ -58,11 +62,6 @@ class GRPO(Objective):
     """
 
     config: GRPOConfig
-
-    @property
-    def needs_reference_model(self) -> bool:
-        """Whether there is a KL term."""
-        return self.config.beta > 0
 
     def advantages(self, rewards: Float[np.ndarray, "group"]) -> Float[np.ndarray, "group"]:
         """Turn the rewards of one group into advantages, in the same order."""

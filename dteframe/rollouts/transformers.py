@@ -10,7 +10,20 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from dteframe import Completion, Component, Policy, Prompt, Rollout, RolloutConfig, Sampling, hookimpl
+from dteframe import (
+    BatchArithmetic,
+    Completion,
+    Component,
+    ModelSizes,
+    Policy,
+    Prompt,
+    Rollout,
+    RolloutConfig,
+    Sampling,
+    SamplingMemory,
+    hookimpl,
+)
+from dteframe.memory import sampling_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +40,20 @@ class TransformersRolloutConfig(RolloutConfig):
     batches. Does not change what is sampled, up to rounding."""
     canary_every: int = Field(default=0, ge=0)
     """As in every rollout; 0 because the weights are the trainer's own."""
+
+    def memory(
+        self, sizes: ModelSizes, arithmetic: BatchArithmetic, num_processes: int, device_bytes: int | None
+    ) -> SamplingMemory:
+        """Count what the decode loop takes for the largest batch of completions of full length."""
+        generations = arithmetic.num_generations
+        asked_at_once = max(arithmetic.questions_per_step, arithmetic.reference_size)
+        num_prompts = min(max(1, self.max_batch_rows // generations), -(-asked_at_once // num_processes))
+        num_rows = min(num_prompts * generations, max(self.max_batch_rows, num_prompts))
+        lengths = arithmetic.max_prompt_length, arithmetic.max_completion_length
+        return SamplingMemory(
+            sampling_bytes(sizes, num_prompts, num_rows, *lengths),
+            remark=f"sampling holds {num_rows} completions of full length at a time (rollout.max_batch_rows)",
+        )
 
 
 @final
