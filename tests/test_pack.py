@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dteframe.engine.pack import Minibatch, pack, split
+from dteframe.engine.pack import Minibatch, Row, balanced, pack, shared_out, split, split_alike
 from dteframe.records import Completion, CreditedGroup, Group
 
 
@@ -30,8 +31,12 @@ def credited(
     return CreditedGroup(group, values - values.mean(), is_replayed, staleness=int(is_replayed))
 
 
-def packed(groups: list[CreditedGroup], num_minibatches: int = 1, tokens: int = 64) -> tuple[Minibatch, ...]:
-    return pack(groups, num_minibatches, tokens, False, np.random.default_rng(0))
+def packed(groups: list[CreditedGroup], num_minibatches: int = 1) -> tuple[Minibatch, ...]:
+    return pack(groups, num_minibatches, False, np.random.default_rng(0))
+
+
+def lengths_of(micro_batches: Sequence[Sequence[Row]]) -> list[list[int]]:
+    return [[row.num_tokens for row in rows] for rows in micro_batches]
 
 
 def num_fresh(minibatch: Minibatch) -> int:
@@ -42,30 +47,49 @@ def test_equal_rewards_count_in_the_denominators_and_are_not_run() -> None:
     (minibatch,) = packed([credited("a"), credited("b", (5, 6), (1.0, 1.0))])
     assert minibatch.num_rollouts == 4
     assert minibatch.num_tokens == 2 + 3 + 5 + 6
-    assert {row.question_id for rows in minibatch.micro_batches for row in rows} == {"a"}
+    assert {row.question_id for row in minibatch.rows} == {"a"}
 
 
 def test_equal_rewards_are_run_where_they_carry_a_gradient() -> None:
-    (minibatch,) = pack([credited("b", rewards=(1.0, 1.0))], 1, 64, True, np.random.default_rng(0))
-    assert [row.question_id for rows in minibatch.micro_batches for row in rows] == ["b", "b"]
+    (minibatch,) = pack([credited("b", rewards=(1.0, 1.0))], 1, True, np.random.default_rng(0))
+    assert [row.question_id for row in minibatch.rows] == ["b", "b"]
 
 
-def test_a_minibatch_of_equal_rewards_alone_has_no_micro_batch() -> None:
+def test_a_minibatch_of_equal_rewards_alone_runs_nothing() -> None:
     (minibatch,) = packed([credited("b", rewards=(0.0, 0.0))])
-    assert minibatch.micro_batches == ()
+    assert minibatch.rows == ()
     assert minibatch.num_rollouts == 2
 
 
 def test_micro_batches_hold_rows_of_similar_length_within_the_budget() -> None:
     # Rows of 4 prompt tokens and 1, 9, 2, 8 completion tokens are 5, 13, 6, 12 long; 26 tokens hold 13 x 2.
-    (minibatch,) = packed([credited("a", (1, 9)), credited("b", (2, 8))], tokens=26)
-    lengths = [[row.num_tokens for row in rows] for rows in minibatch.micro_batches]
-    assert lengths == [[13, 12], [6, 5]]
+    (minibatch,) = packed([credited("a", (1, 9)), credited("b", (2, 8))])
+    assert lengths_of(split(minibatch.rows, 26)) == [[13, 12], [6, 5]]
 
 
 def test_a_row_longer_than_the_budget_is_a_micro_batch_of_its_own() -> None:
-    (minibatch,) = packed([credited("a", (9, 9))], tokens=8)
-    assert [len(rows) for rows in minibatch.micro_batches] == [1, 1]
+    (minibatch,) = packed([credited("a", (9, 9))])
+    assert lengths_of(split(minibatch.rows, 8)) == [[13], [13]]
+
+
+def test_one_process_gets_the_micro_batches_of_a_split() -> None:
+    (minibatch,) = packed([credited("a", (1, 9)), credited("b", (2, 8))])
+    assert split_alike(shared_out(minibatch.rows, 1), 26) == [split(minibatch.rows, 26)]
+
+
+def test_two_processes_get_like_many_tokens_and_equally_many_micro_batches() -> None:
+    # Rows of 22, 7, 6, 5 and 5 tokens: 22 stands against 7 + 6 + 5 + 5 = 23.
+    (minibatch,) = packed([credited("a", (18, 3, 2, 1, 1), (1.0, 0.0, 0.0, 0.0, 0.0))])
+    first, second = split_alike(shared_out(minibatch.rows, 2), 14)
+    assert lengths_of(first) == [[22], []]
+    assert lengths_of(second) == [[7, 6], [5, 5]]
+
+
+def test_a_process_without_rows_gets_empty_micro_batches() -> None:
+    (minibatch,) = packed([credited("a", (1, 1))])
+    shares = split_alike(shared_out(minibatch.rows, 3), 5)
+    assert [lengths_of(share) for share in shares] == [[[5]], [[5]], [[]]]
+    assert split_alike(shared_out((), 2), 5) == [(), ()]
 
 
 def test_too_few_groups_for_the_minibatches_are_refused() -> None:
@@ -95,7 +119,7 @@ def test_the_generator_alone_decides_who_meets_whom() -> None:
     groups = [credited(str(number)) for number in range(12)]
 
     def names(seed: int) -> list[list[str]]:
-        minibatches = pack(groups, 3, 64, False, np.random.default_rng(seed))
+        minibatches = pack(groups, 3, False, np.random.default_rng(seed))
         return [[item.group.question_id for item in minibatch.groups] for minibatch in minibatches]
 
     assert names(1) == names(1)
@@ -119,7 +143,7 @@ def test_every_minibatch_has_the_batchs_make_up_within_one_group(
     groups += [credited(f"r{number}", is_replayed=True) for number in range(replayed)]
     if len(groups) < num_minibatches:
         return
-    minibatches = pack(groups, num_minibatches, 64, False, np.random.default_rng(seed))
+    minibatches = pack(groups, num_minibatches, False, np.random.default_rng(seed))
 
     dealt = Counter(item.group.question_id for minibatch in minibatches for item in minibatch.groups)
     assert dealt == Counter(item.group.question_id for item in groups)
@@ -127,18 +151,27 @@ def test_every_minibatch_has_the_batchs_make_up_within_one_group(
     assert max(sizes) - min(sizes) <= 1
     for minibatch in minibatches:
         assert abs(num_fresh(minibatch) - fresh / len(groups) * len(minibatch.groups)) <= 1
-    running = [len({row.question_id for rows in item.micro_batches for row in rows}) for item in minibatches]
+    running = [len({row.question_id for row in item.rows}) for item in minibatches]
     assert max(running) - min(running) <= 2
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=30), tokens=st.integers(1, 200))
 def test_every_row_is_in_one_micro_batch_and_padding_counts(lengths: list[int], tokens: int) -> None:
-    (minibatch,) = packed([credited("a", tuple(lengths), (1.0,) + (0.0,) * (len(lengths) - 1))], tokens=10**6)
-    rows = [row for micro_batch in minibatch.micro_batches for row in micro_batch]
+    (minibatch,) = packed([credited("a", tuple(lengths), (1.0,) + (0.0,) * (len(lengths) - 1))])
     if len(lengths) == 1:
-        assert rows == []
+        assert minibatch.rows == ()
         return
-    parts = split(rows, tokens)
+    parts = split(minibatch.rows, tokens)
     assert sorted(row.index for part in parts for row in part) == list(range(len(lengths)))
     for part in parts:
         assert len(part) == 1 or len(part) * max(row.num_tokens for row in part) <= tokens
+
+
+@given(sizes=st.lists(st.integers(1, 1000), max_size=30), num_shares=st.integers(1, 8))
+def test_shares_hold_every_item_once_and_differ_by_no_more_than_the_largest(
+    sizes: list[int], num_shares: int
+) -> None:
+    shares = balanced(sizes, num_shares)
+    assert sorted(index for share in shares for index in share) == list(range(len(sizes)))
+    totals = [sum(sizes[index] for index in share) for share in shares]
+    assert max(totals) - min(totals) <= max(sizes, default=0)

@@ -41,6 +41,7 @@ class OptimizerSettings:
     min_lr_rate: float | None = None
     optim: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
     float32_master_weights: bool = True
+    cpu_offload: bool = False
 
     @classmethod
     def from_training(cls, training: TrainingConfig) -> Self:

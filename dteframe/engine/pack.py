@@ -1,9 +1,10 @@
-"""Deal the groups of a step to minibatches, and their rollouts to micro-batches that fit the memory."""
+"""Deal the groups of a step to minibatches, their rollouts to processes and to micro-batches that fit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -36,13 +37,17 @@ class Row:
         return len(self.group.group.prompt_token_ids) + len(self.completion.token_ids)
 
 
+MicroBatches: TypeAlias = tuple[tuple[Row, ...], ...]
+"""Rows that go through the module at once, in turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Minibatch:
     """What one optimizer step learns from."""
 
     groups: tuple[CreditedGroup, ...]
     """All of them, those of equal rewards included."""
-    micro_batches: tuple[tuple[Row, ...], ...]
+    rows: tuple[Row, ...]
     """The rollouts that carry a gradient; empty if no group does."""
 
     @property
@@ -59,17 +64,14 @@ class Minibatch:
 def pack(
     credited: Sequence[CreditedGroup],
     num_minibatches: int,
-    micro_batch_tokens: int,
     equal_rewards_carry_gradient: bool,
     rng: np.random.Generator,
 ) -> tuple[Minibatch, ...]:
-    """Deal groups to minibatches of equal make-up, and their rollouts to micro-batches.
+    """Deal groups to minibatches of equal make-up.
 
     Args:
         credited: the groups of a step; at least as many as minibatches.
         num_minibatches: 1 or more.
-        micro_batch_tokens: prompt and completion tokens of a micro-batch at most, padding included; a longer
-            row is a micro-batch of its own.
         equal_rewards_carry_gradient: whether groups of equal rewards are run too.
         rng: the only source of chance.
 
@@ -89,9 +91,8 @@ def pack(
         num_rows += len(rows[-1])
     minibatches = []
     for dealt in deal(credited, num_minibatches, rng):
-        running = [row for index in dealt for row in rows[index]]
         groups = tuple(credited[index] for index in dealt)
-        minibatches.append(Minibatch(groups, split(running, micro_batch_tokens)))
+        minibatches.append(Minibatch(groups, tuple(row for index in dealt for row in rows[index])))
     return tuple(minibatches)
 
 
@@ -114,8 +115,45 @@ def deal(
     return [hands[index] for index in rng.permutation(num_hands)]
 
 
-def split(rows: Sequence[Row], micro_batch_tokens: int) -> tuple[tuple[Row, ...], ...]:
-    """Split rows, longest first, into micro-batches whose padded size stays within ``micro_batch_tokens``."""
+def balanced(sizes: Sequence[int], num_shares: int) -> tuple[tuple[int, ...], ...]:
+    """Deal items to shares of like total size: the largest first, each to the share that has least so far.
+
+    Returns:
+        Positions in ``sizes`` of the items of each share, in their own order; a share may be empty.
+
+    >>> balanced([5, 1, 4, 2], 2)
+    ((0, 1), (2, 3))
+    """
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    totals = [0] * num_shares
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        lightest = totals.index(min(totals))
+        shares[lightest].append(index)
+        totals[lightest] += sizes[index]
+    return tuple(tuple(sorted(share)) for share in shares)
+
+
+def shared_out(rows: Sequence[Row], num_processes: int) -> list[tuple[Row, ...]]:
+    """Give every process rows of like many tokens."""
+    shares = balanced([row.num_tokens for row in rows], num_processes)
+    return [tuple(rows[index] for index in share) for share in shares]
+
+
+def split_alike(shares: Sequence[Sequence[Row]], micro_batch_tokens: int) -> list[MicroBatches]:
+    """Split every process's rows as ``split`` does, and give all of them the same number of micro-batches.
+
+    Processes meet in every pass through the module, so one that has less to do gets empty micro-batches.
+    """
+    parts = [split(rows, micro_batch_tokens) for rows in shares]
+    most = max(len(part) for part in parts)
+    return [part + ((),) * (most - len(part)) for part in parts]
+
+
+def split(rows: Sequence[Row], micro_batch_tokens: int) -> MicroBatches:
+    """Split rows, longest first, into micro-batches of at most ``micro_batch_tokens``, padding included.
+
+    A row that is longer is a micro-batch of its own.
+    """
     ordered = sorted(rows, key=lambda row: -row.num_tokens)
     micro_batches = []
     while ordered:

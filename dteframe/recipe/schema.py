@@ -107,6 +107,9 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a
     third more time for an update, the same gradients."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer in main memory while they are not in use, sharded over the
+    processes: for GPUs that are too small; needs ``--processes``, 1 at least."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
     selection_interval: int = Field(default=2, ge=1)

@@ -1,0 +1,136 @@
+"""What an update remembers of its rows, and what it counts: the counts of several processes add up."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from dteframe.engine.pack import Row
+from dteframe.reports import UpdateReport
+
+
+@dataclass(slots=True)
+class WeightSums:
+    """Importance weights of tokens, as sums."""
+
+    num_tokens: int = 0
+    total: float = 0.0
+    total_of_squares: float = 0.0
+
+    def note(self, weights: torch.Tensor) -> None:
+        """Add weights, [tokens]."""
+        weights = weights.double()
+        self.num_tokens += len(weights)
+        self.total += float(weights.sum())
+        self.total_of_squares += float((weights**2).sum())
+
+    def add(self, other: WeightSums) -> None:
+        """Add another process's sums."""
+        self.num_tokens += other.num_tokens
+        self.total += other.total
+        self.total_of_squares += other.total_of_squares
+
+    def figures(self, whose: str) -> dict[str, float]:
+        """Give mean and effective sample fraction; nothing where there were no such tokens."""
+        if self.num_tokens == 0:
+            return {}
+        return {
+            f"{whose}_importance_weight_mean": self.total / self.num_tokens,
+            f"{whose}_effective_sample_fraction": self.total**2 / self.num_tokens / self.total_of_squares,
+        }
+
+
+@dataclass(slots=True)
+class UpdateFigures:
+    """What a process counts during an update."""
+
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """The objective's figures, summed over tokens."""
+    num_tokens: int = 0
+    entropy_nats: float = 0.0
+    num_forward_rows: int = 0
+    num_proximal_rows: int = 0
+    sampler_difference: float | None = None
+    replayed_weights: WeightSums = field(default_factory=WeightSums)
+    """Probability at the start of the step over that of the sampler, of every replayed token, uncapped."""
+
+    def note_sampler_difference(self, difference: float | None) -> None:
+        """Keep the largest."""
+        if difference is not None:
+            self.sampler_difference = max(difference, self.sampler_difference or 0.0)
+
+    def add(self, other: UpdateFigures) -> None:
+        """Add another process's figures."""
+        for name, value in other.sums.items():
+            self.sums[name] += value
+        self.num_tokens += other.num_tokens
+        self.entropy_nats += other.entropy_nats
+        self.num_forward_rows += other.num_forward_rows
+        self.num_proximal_rows += other.num_proximal_rows
+        self.note_sampler_difference(other.sampler_difference)
+        self.replayed_weights.add(other.replayed_weights)
+
+
+@dataclass(slots=True)
+class UpdateWork:
+    """What a process remembers of the rows that it runs, and counts."""
+
+    proximal: dict[int, torch.Tensor] = field(default_factory=dict)
+    reference: dict[int, torch.Tensor] = field(default_factory=dict)
+    minibatches_with_reference: set[int] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
+    losses: list[float] = field(default_factory=list)
+    """Of the optimizer steps: the same in all processes."""
+    gradient_norms: list[float] = field(default_factory=list)
+    figures: UpdateFigures = field(default_factory=UpdateFigures)
+
+    def first_pass(
+        self, rows: Sequence[Row], logprobs: torch.Tensor, behaviour: torch.Tensor, compares_sampler: bool
+    ) -> None:
+        """Note what only the first pass over a row tells; ``logprobs`` become proximal where none are."""
+        present = by_row(rows, logprobs)
+        sampled = by_row(rows, behaviour)
+        for row in rows:
+            if row.index in self.seen:
+                continue
+            self.seen.add(row.index)
+            proximal = self.proximal.setdefault(row.index, present[row.index])
+            if row.is_replayed:
+                self.figures.replayed_weights.note((proximal - sampled[row.index]).exp())
+            elif compares_sampler and not self.losses:
+                difference = (present[row.index] - sampled[row.index]).abs().max()
+                self.figures.note_sampler_difference(float(difference))
+
+    def report(
+        self, every: Sequence[UpdateFigures], learning_rate: float, num_equal_reward_groups: int
+    ) -> UpdateReport:
+        """Sum the update up, over the figures of all processes."""
+        total = UpdateFigures()
+        for figures in every:
+            total.add(figures)
+        means = {name: value / total.num_tokens for name, value in total.sums.items()}
+        return UpdateReport(
+            loss=_mean(self.losses),
+            gradient_norm=_mean(self.gradient_norms),
+            learning_rate=learning_rate,
+            num_optimizer_steps=len(self.losses),
+            num_equal_reward_groups=num_equal_reward_groups,
+            num_forward_rows=total.num_forward_rows,
+            num_proximal_rows=total.num_proximal_rows,
+            entropy_nats=total.entropy_nats / total.num_tokens if total.num_tokens else None,
+            sampler_logprob_difference_max_nats=total.sampler_difference,
+            figures=means | total.replayed_weights.figures("replayed"),
+        )
+
+
+def by_row(rows: Sequence[Row], values: torch.Tensor) -> dict[int, torch.Tensor]:
+    """Cut values laid end to end into those of each row."""
+    lengths = [len(row.completion.token_ids) for row in rows]
+    return {row.index: part for row, part in zip(rows, values.split_with_sizes(lengths), strict=True)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
