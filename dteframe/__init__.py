@@ -30,7 +30,7 @@ from dteframe.contracts import (
     Tracker,
     TrackerConfig,
 )
-from dteframe.errors import DataError, DTEFrameError, PluginError, RecipeError, ResumeError
+from dteframe.errors import DataError, DTEFrameError, PluginError, RecipeError, ResumeError, SamplerError
 from dteframe.hookspecs import hookimpl
 from dteframe.records import (
     BatchArithmetic,
@@ -87,6 +87,7 @@ __all__ = [
     "RewardConfig",
     "Rollout",
     "RolloutConfig",
+    "SamplerError",
     "Sampling",
     "SamplingMemory",
     "Selection",

@@ -33,6 +33,10 @@ class DataError(DTEFrameError):
     """Data that cannot be read or used: a missing file, a missing column, an empty split."""
 
 
+class SamplerError(DTEFrameError):
+    """What samples outside the trainer cannot be started or reached, refuses the policy, or has died."""
+
+
 class ResumeError(DTEFrameError):
     """A run folder that cannot be continued with this recipe."""
 
