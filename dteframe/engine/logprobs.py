@@ -19,8 +19,6 @@ class ScorerInputs(NamedTuple):
     """Rows as the tensors that ``CompletionScorer`` takes, each [rows, positions], filled up on the right."""
 
     token_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    """1 at tokens, 0 at what rows are filled up with."""
     positions: torch.Tensor
     """0, 1, 2, ... in every row."""
     is_completion: torch.Tensor
@@ -42,7 +40,7 @@ def scorer_inputs(rows: Sequence[Row], pad_token_id: int, device: str) -> Scorer
     positions = torch.arange(token_ids.shape[1]).expand_as(token_ids)
     is_token = positions < torch.tensor(num_tokens)[:, None]
     is_completion = is_token & (positions >= torch.tensor(prompt_lengths)[:, None])
-    tensors = ScorerInputs(token_ids, is_token.long(), positions, is_completion)
+    tensors = ScorerInputs(token_ids, positions, is_completion)
     return ScorerInputs(*(item.to(device) for item in tensors))
 
 
@@ -74,7 +72,6 @@ class CompletionScorer(torch.nn.Module):
     def forward(
         self,
         token_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
         positions: torch.Tensor,
         is_completion: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,9 +82,9 @@ class CompletionScorer(torch.nn.Module):
             [tokens] of the distributions that the tokens are from, nats, float32, without gradient.
         """
         run = self._decoder if self.has_plain_head else self.module
-        results = run(
-            input_ids=token_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
-        )
+        # Rows are filled up on the right, where causal attention never looks. With a mask, attention would keep
+        # rows x length x length of it in every layer, and a GPU could not take its fastest way.
+        results = run(input_ids=token_ids, position_ids=positions, use_cache=False)
         outputs: torch.Tensor = results.last_hidden_state if self.has_plain_head else results.logits
         # The output at a position is about the next token.
         outputs, targets = outputs[is_completion.roll(-1, dims=1)], token_ids[is_completion]
