@@ -55,6 +55,7 @@ def model_folder(tmp_path):
 def test_there_are_recipes():
     names = {path.name for path in RECIPES}
     assert {"quickstart.yaml", "quickstart_grpo.yaml", "smollm_letters.yaml", "math_qwen.yaml"} <= names
+    assert "math_qwen_lora.yaml" in names
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -76,24 +77,54 @@ def test_the_twins_differ_in_selection_and_replay_alone():
     assert {key for key, _ in changed} <= {"fresh_fraction"}
 
 
-def test_math_qwen_runs_on_a_tiny_model_and_tiny_data(tmp_path, model_folder):
+@pytest.fixture
+def sums(tmp_path):
+    """Forty sums, as a folder of plain datasets, in the columns of DeepScaleR."""
     rows = {
         "problem": [f"What is {a} + {b}?" for a in range(5) for b in range(8)],
         "answer": [str(a + b) for a in range(5) for b in range(8)],
     }
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "data")
-    summary, metrics = run(
-        "math_qwen.yaml",
-        tmp_path,
+    return tmp_path / "data"
+
+
+def on_this_machine(model_folder, sums):
+    return (
         *FEW,
         f"model.path={model_folder}",
         "model.dtype=float32",
-        f"dataset.path={tmp_path / 'data'}",
+        f"dataset.path={sums}",
         f"estimator.embeddings.path={model_folder}",
+        "rollout.type=transformers",
     )
+
+
+def test_math_qwen_runs_on_a_tiny_model_and_tiny_data(tmp_path, model_folder, sums):
+    summary, metrics = run("math_qwen.yaml", tmp_path, *on_this_machine(model_folder, sums))
     assert [row["step"] for row in metrics] == [0, 1, 2]
     assert metrics[1]["estimate/num_references"] == 4
     transformers.AutoModelForCausalLM.from_pretrained(summary.run_folder / "policy")
+
+
+def test_math_qwen_lora_runs_on_a_tiny_model_and_leaves_an_adapter_and_a_merged_policy(
+    tmp_path, model_folder, sums
+):
+    pytest.importorskip("peft", reason="pip install 'dteframe[lora]'")
+    summary, metrics = run("math_qwen_lora.yaml", tmp_path, *on_this_machine(model_folder, sums))
+    assert [row["step"] for row in metrics] == [0, 1, 2]
+    assert (summary.run_folder / "adapter" / "adapter_config.json").is_file()
+    transformers.AutoModelForCausalLM.from_pretrained(summary.run_folder / "policy")
+
+
+def test_math_qwens_differ_from_one_another_in_size_and_adapter_alone():
+    registry = load_registry([])
+    full, lora = (
+        load_recipe(ROOT / "recipes" / name, [], registry).recipe
+        for name in ("math_qwen.yaml", "math_qwen_lora.yaml")
+    )
+    for section in ("seed", "dataset", "reward", "selector"):
+        assert getattr(full, section) == getattr(lora, section), section
+    assert full.model == lora.model.model_copy(update={"lora": None})
 
 
 def test_gsm8k_runs_from_its_file(tmp_path, model_folder):
