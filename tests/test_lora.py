@@ -238,8 +238,6 @@ def test_a_changed_base_model_is_noticed(tmp_path: Path) -> None:
     weights["model.norm.weight"][3] += 1e-3
     save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
     message = "step_000003/adapter: the adapter was trained on other weights than those that the model has"
-        "step_000003/adapter: the adapter was trained on other weights than those that the model has now"
-    )
     with pytest.raises(ResumeError, match=re.escape(message)):
         run_tiny(tmp_path, *options, resume=True)
 
