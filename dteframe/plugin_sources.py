@@ -36,6 +36,7 @@ BUILT_IN = (
     "dteframe.replay.none",
     "dteframe.replay.fifo",
     "dteframe.rollouts.transformers",
+    "dteframe.rollouts.vllm",
     "dteframe.objectives.grpo",
     "dteframe.trackers.tensorboard",
     "dteframe.trackers.console",
