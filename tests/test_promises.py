@@ -689,6 +689,8 @@ ALL = [item for kind in KINDS for item in load_registry(plugin_paths=[]).of_kind
 def test_built_in_plugins_keep_their_promises(item, tmp_path):
     if item.name == "reasoning_gym":
         pytest.importorskip("reasoning_gym", reason="pip install dteframe[gym]")
+    if item.name == "vllm":
+        pytest.skip("tests/test_vllm.py holds it to its promises: make test-vllm")
     failures = check_component(item, tmp_path)
     assert [(failure.promise, failure.what) for failure in failures] == []
 

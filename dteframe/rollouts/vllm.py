@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from dteframe.rollouts.vllm_colocated import ColocatedEngine
     from dteframe.rollouts.vllm_server import Server
 
-LOWEST_TEMPERATURE = 0.01
-"""vLLM raises lower temperatures to this one, without a word to those who divide by it elsewhere."""
+TEMPERATURES = (0.01, 2.0)
+"""The lowest and highest: vLLM silently raises lower ones, and refuses higher ones."""
 ENGINE_OPTIONS = (
     "tensor_parallel_size",
     "gpu_memory_utilization",
@@ -181,7 +181,7 @@ class VLLMRollout(Rollout):
 
         Raises:
             SamplerError: vLLM fails or has died.
-            ValueError: a prompt is too long, or the temperature lower than vLLM's lowest.
+            ValueError: a prompt is too long, or the temperature not one of vLLM's.
         """
         self._check(prompts, sampling)
         requests = [
@@ -218,10 +218,10 @@ class VLLMRollout(Rollout):
 
     def _check(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Refuse what vLLM would cut or change silently."""
-        if sampling.temperature < LOWEST_TEMPERATURE:
+        if not _can_sample_at(sampling.temperature):
             raise ValueError(
-                f"rollout 'vllm': the temperature {sampling.temperature!r} is below {LOWEST_TEMPERATURE}, "
-                "the lowest of vLLM; raise it"
+                f"rollout 'vllm': the temperature {sampling.temperature!r} is not within what vLLM samples at, "
+                f"{TEMPERATURES}"
             )
         longest = self._sampler.max_model_length
         for prompt in prompts:
@@ -233,6 +233,11 @@ class VLLMRollout(Rollout):
                     f"{longest}; lower training.max_prompt_length or rollout.max_completion_length, or raise "
                     "rollout.max_model_length"
                 )
+
+
+def _can_sample_at(temperature: float) -> bool:
+    lowest, highest = TEMPERATURES
+    return lowest <= temperature <= highest
 
 
 @hookimpl
