@@ -182,26 +182,20 @@ def gathered_bytes(sizes: ModelSizes, training: MemorySettings) -> int:
 # The update
 
 
-def activation_bytes(
-    sizes: ModelSizes, num_rows: int, row_length: int, *, gradient_checkpointing: bool, is_masked: bool
-) -> int:
+def activation_bytes(sizes: ModelSizes, num_tokens: int, *, gradient_checkpointing: bool) -> int:
     """Give what the blocks keep of a micro-batch for the backward pass.
 
     Args:
         sizes: the model's.
-        num_rows: rows of the micro-batch.
-        row_length: tokens of a row, padding included.
+        num_tokens: tokens of the micro-batch, padding included.
         gradient_checkpointing: then a block keeps its input alone, and one block at a time the rest.
-        is_masked: whether attention gets a mask: every block then keeps one of rows x length x length, and
-            keys and values as many heads as the queries have.
 
     Source: what torch saves of transformers' Qwen2 and Llama with SDPA, counted by
         ``torch.autograd.graph.saved_tensors_hooks`` in the tests; the approach is that of arXiv:2205.05198,
-        4.1, whose numbers are for GPT. With SDPA nothing of tokens x tokens is kept but the mask.
+        4.1, whose numbers are for GPT. SDPA and flash attention keep nothing of length x length; ``eager``
+        attention does, which is not counted.
     """
-    num_tokens = num_rows * row_length
-    mask = num_rows * row_length**2 * sizes.parameter_bytes if is_masked else 0
-    block = num_tokens * block_bytes_per_token(sizes, is_masked=is_masked) + mask
+    block = num_tokens * block_bytes_per_token(sizes)
     rotary = 2 * num_tokens * sizes.head_size * sizes.parameter_bytes
     last_norm = num_tokens * (sizes.hidden_size * (FLOAT32 + 2 * sizes.parameter_bytes) + FLOAT32)
     if gradient_checkpointing:
@@ -210,8 +204,8 @@ def activation_bytes(
     return sizes.num_layers * block + rotary + last_norm
 
 
-def block_bytes_per_token(sizes: ModelSizes, *, is_masked: bool) -> int:
-    """Give the bytes that a block keeps of a token, the mask left out.
+def block_bytes_per_token(sizes: ModelSizes) -> int:
+    """Give the bytes that a block keeps of a token.
 
     A norm keeps its input in float32 and, where its weight is trained, the normalised input. A linear layer
     keeps its input, and LoRA a float32 copy of its own where the model is bfloat16. SDPA keeps queries, keys,
@@ -219,8 +213,7 @@ def block_bytes_per_token(sizes: ModelSizes, *, is_masked: bool) -> int:
     activated one before and after, and their product.
     """
     width, hidden, inner = sizes.parameter_bytes, sizes.hidden_size, sizes.intermediate_size
-    keys_and_values = 2 * (sizes.query_size if is_masked else sizes.key_value_size)
-    attention = (2 * sizes.query_size + keys_and_values) * width + FLOAT32 * sizes.num_heads
+    attention = 2 * (sizes.query_size + sizes.key_value_size) * width + FLOAT32 * sizes.num_heads
     rests_of_norms = 2 * FLOAT32
     if not sizes.num_adapter_parameters:
         norms = 2 * hidden * (FLOAT32 + 2 * width)

@@ -55,11 +55,7 @@ def memory_plan(
     gathered = gathered_bytes(sizes, settings)
     gradients = gradient_bytes(sizes, settings)
     activations = activation_bytes(
-        sizes,
-        rows,
-        row_length,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        is_masked=rows > 1,
+        sizes, rows * row_length, gradient_checkpointing=settings.gradient_checkpointing
     )
     is_fused = recipe.training.optim.endswith("_fused")
     moment = optimizer_step_bytes(sizes, settings, is_fused=is_fused, device=recipe.training.device)
