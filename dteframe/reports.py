@@ -270,6 +270,8 @@ class GroupsReport:
     """Gold answer by question id."""
     is_replayed: bool
     """Whether they were drawn from the replay buffer, not generated."""
+    texts: Mapping[str, str]
+    """The question alone, without instructions or chat template, by question id."""
 
 
 @dataclass(frozen=True, slots=True)

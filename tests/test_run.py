@@ -17,8 +17,9 @@ from dteframe.engine.run_folder import locked
 from dteframe.errors import DataError, PluginError, ResumeError
 from dteframe.recipe import load_recipe
 from dteframe.registry import load_registry
+from dteframe.traces import read_trace
 
-FILES = ("metrics", "rollouts", "selections")
+FILES = ("metrics", "rollouts", "selections", "trace")
 
 
 def weights_of(folder):
@@ -53,6 +54,17 @@ def test_a_run_writes_the_files_that_others_build_on(finished):
     assert list((run / "checkpoints" / "step_000002" / "policy").glob("*.safetensors"))
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_a_run_writes_the_trace_that_estimators_are_judged_on(finished):
+    run = finished / "runs" / "tiny"
+    trace = read_trace(run / "trace.parquet")
+    measured = [row for row in rows(finished, "rollouts") if not row["is_replayed"]]
+    assert len(trace) == len(measured)
+    assert int(trace.successes.sum()) == sum(row["successes"] for row in measured)
+    assert sorted(trace.purposes) == sorted(row["purpose"] for row in measured)
+    assert trace.policy_version.tolist() == sorted(row["policy_version"] for row in measured)
+    assert read_trace(run / "trace.jsonl").texts == trace.texts
 
 
 def test_the_policy_loads_in_plain_transformers(finished):

@@ -62,7 +62,7 @@ def group(purpose: str = "train", reward: float = 0.5) -> Group:
 
 
 def groups_report(step: int, *groups: Group, is_replayed: bool = False) -> GroupsReport:
-    return GroupsReport(step, groups, {"q-1": "7 + 7 ="}, {"q-1": "14"}, is_replayed)
+    return GroupsReport(step, groups, {"q-1": "7 + 7 ="}, {"q-1": "14"}, is_replayed, {"q-1": "seven and seven"})
 
 
 def plan_report(step: int) -> PlanReport:

@@ -91,6 +91,7 @@ def tell(setup: Setup, step: int, groups: Sequence[Group], *, is_replayed: bool)
         prompts={name: _prompt_text(question) for name, question in questions.items()},
         answers={name: question.answer for name, question in questions.items()},
         is_replayed=is_replayed,
+        texts={name: question.text for name, question in questions.items()},
     )
     setup.hooks.hook.dteframe_groups_scored(groups=report)
 

@@ -28,6 +28,8 @@ WRITTEN_BY_A_RUN = (
     "metrics.jsonl",
     "rollouts.jsonl",
     "selections.jsonl",
+    "trace.jsonl",
+    "trace.parquet",
     "tensorboard",
     "checkpoints",
     "policy",

@@ -1,4 +1,4 @@
-"""Write metrics, rollouts and selections as JSON lines: the record of the run that everything else reads.
+"""Write metrics, rollouts, selections and the trace as JSON lines: the run's record that all else reads.
 
 A number that is not finite is written as null, which nothing else is; the first of each name is warned of.
 """
@@ -19,8 +19,9 @@ from dteframe.errors import ResumeError
 from dteframe.hookspecs import hookimpl
 from dteframe.records import Group, JsonValue, State
 from dteframe.reports import GroupsReport, PlanReport, RunSummary, StepReport
+from dteframe.traces import read_trace, write_trace
 
-FILE_NAMES = ("metrics.jsonl", "rollouts.jsonl", "selections.jsonl")
+FILE_NAMES = ("metrics.jsonl", "rollouts.jsonl", "selections.jsonl", "trace.jsonl")
 
 
 class JsonlConfig(TrackerConfig):
@@ -36,7 +37,7 @@ class JsonlConfig(TrackerConfig):
 
 @final
 class Jsonl(Tracker):
-    """Metrics, rollouts and selections as JSON lines; always on."""
+    """Metrics, rollouts, selections and the trace as JSON lines; always on."""
 
     config: JsonlConfig
 
@@ -63,7 +64,13 @@ class Jsonl(Tracker):
 
     @hookimpl
     def dteframe_groups_scored(self, groups: GroupsReport) -> None:
-        """Write one row per group to rollouts.jsonl; of a replayed group only which one it is."""
+        """Write one row per group to rollouts.jsonl; of a replayed group only which one it is.
+
+        Whatever the options, trace.jsonl gets a short row of every group that was generated.
+        """
+        if not groups.is_replayed:
+            for group in groups.groups:
+                self._write("trace.jsonl", _trace_row(groups, group))
         if self.config.rollouts == "none" or groups.step % self.config.rollouts_every:
             return
         for group in groups.groups:
@@ -88,8 +95,11 @@ class Jsonl(Tracker):
 
     @hookimpl
     def dteframe_run_finished(self, summary: RunSummary) -> None:
-        """Close the files."""
+        """Close the files, and write the trace as parquet."""
         self._close()
+        if self._size("trace.jsonl"):
+            trace = read_trace(self.context.run_folder / "trace.jsonl")
+            write_trace(trace, self.context.run_folder / "trace.parquet")
 
     def state_dict(self) -> State:
         """Bring the files to the disk and give their lengths in bytes."""
@@ -149,6 +159,18 @@ def _group_name(groups: GroupsReport, group: Group) -> dict[str, JsonValue]:
         "is_replayed": groups.is_replayed,
         "question_id": group.question_id,
         "policy_version": group.policy_version,
+        "successes": group.successes,
+        "trials": group.trials,
+    }
+
+
+def _trace_row(groups: GroupsReport, group: Group) -> dict[str, JsonValue]:
+    """Give what estimators are judged on (``dteframe.traces``)."""
+    return {
+        "question_id": group.question_id,
+        "text": groups.texts[group.question_id],
+        "policy_version": group.policy_version,
+        "purpose": group.purpose,
         "successes": group.successes,
         "trials": group.trials,
     }

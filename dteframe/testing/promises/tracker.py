@@ -145,7 +145,7 @@ def _plan() -> PlanReport:
 def _groups(step: int, is_replayed: bool) -> GroupsReport:
     groups = tuple(group_of(f"sum-00{place}", place, policy_version=step - 1) for place in range(3))
     texts = {group.question_id: f"[made] up {group.question_id}" for group in groups}
-    return GroupsReport(step, groups, texts, texts, is_replayed)
+    return GroupsReport(step, groups, texts, texts, is_replayed, texts)
 
 
 def _estimate() -> EstimateReport:
