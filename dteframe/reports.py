@@ -132,9 +132,10 @@ class UpdateReport(StageReport):
     sampler_logprob_difference_max_nats: float | None
     """Largest difference of sampler and trainer log-probs on fresh tokens before the first optimizer step."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """The objective's own figures, means over the tokens that ran; and of the replayed tokens' importance
-    weights ``replayed_importance_weight_mean`` and ``replayed_effective_sample_fraction`` (1: all count
-    alike)."""
+    """The objective's own figures, means over the tokens that ran; and of the importance weights, probability at
+    the start of the step over that of the sampler, uncapped, ``fresh_importance_weight_mean``,
+    ``fresh_importance_weight_max`` and ``fresh_effective_sample_fraction`` (1: all tokens count alike), and
+    the same of replayed tokens (``replayed_...``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,8 @@ class RunReport:
     """Where everything is written."""
     device: str
     """``cpu``, ``cuda`` or ``cuda:N``."""
+    num_processes: int
+    """That train together."""
     num_parameters: int
     """Of the policy, those of a LoRA adapter included."""
     num_trainable_parameters: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,10 @@ def test_figures_are_means_over_the_tokens_that_ran() -> None:
     assert report.figures["replayed_importance_weight_mean"] == pytest.approx(float(ratios.mean()), rel=1e-5)
     effective = float(ratios.mean() ** 2 / ratios.square().mean())
     assert report.figures["replayed_effective_sample_fraction"] == pytest.approx(effective, rel=1e-5)
+    assert report.figures["replayed_importance_weight_max"] == pytest.approx(float(ratios.max()), rel=1e-5)
+    new = [(found[index], row) for index, row in enumerate(rows) if not row.is_replayed]
+    ratios = torch.cat([item - torch.tensor(row.completion.behaviour_logprobs) for item, row in new]).exp()
+    assert report.figures["fresh_importance_weight_max"] == pytest.approx(float(ratios.max()), rel=1e-5)
 
 
 def test_the_samplers_difference_is_the_largest_over_fresh_tokens() -> None:
@@ -233,6 +238,27 @@ def test_the_samplers_difference_is_the_largest_over_fresh_tokens() -> None:
     ]
     report = made.update([*BATCH[:3], BATCH[4]], np.random.default_rng(0))
     assert report.sampler_logprob_difference_max_nats == pytest.approx(max(differences), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shares_module", "dtype", "sampling", "scores_fresh_rows"),
+    [
+        (True, torch.float32, SAMPLING, False),
+        (False, torch.float32, SAMPLING, True),  # Another engine rounds otherwise, or errs.
+        (True, torch.bfloat16, SAMPLING, True),
+        (True, torch.float32, replace(SAMPLING, top_p=0.9), True),
+    ],
+)
+def test_fresh_rows_are_scored_at_the_start_of_the_step_unless_the_sampler_has_done_it(
+    shares_module: bool, dtype: torch.dtype, sampling: Sampling, scores_fresh_rows: bool
+) -> None:
+    policy = tiny_policy()
+    policy.module.to(dtype)
+    made = Learner(policy, grpo(num_minibatches=2), settings(), sampling, shares_module=shares_module)
+    fresh = [credited("a"), credited("b")]
+    report = made.update(fresh, np.random.default_rng(0))
+    assert report.num_proximal_rows == (3 if scores_fresh_rows else 0)
+    assert (report.figures["fresh_importance_weight_mean"] != 1.0) == scores_fresh_rows
 
 
 def test_the_gradient_of_the_whole_minibatch_is_clipped_and_its_norm_reported() -> None:

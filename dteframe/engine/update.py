@@ -41,11 +41,21 @@ class Learner:
         settings: OptimizerSettings,
         sampling: Sampling,
         processes: Processes = ALONE,
+        shares_module: bool = True,
     ) -> None:
         """Take the policy, and freeze a copy of it if the objective compares with the first policy.
 
         Under several processes all of them call this, and every method: the policy's module is sharded over
         them, and holds the main process's weights afterwards.
+
+        Args:
+            policy: what is trained; its module is changed in place.
+            objective: what is made small.
+            settings: of the optimizer.
+            sampling: how completions are sampled.
+            processes: who trains.
+            shares_module: whether the policy's own module samples, so that the log-probs of fresh rows are
+                the policy's at the start of the step up to rounding.
         """
         self._policy = policy
         self._objective = objective
@@ -53,6 +63,8 @@ class Learner:
         self._sampling = sampling
         self._processes = processes
         self._num_updates = 0
+        is_float32 = all(parameter.dtype == torch.float32 for parameter in policy.module.parameters())
+        self._fresh_are_proximal = shares_module and is_float32 and not sampling.is_truncated
         if not any(parameter.requires_grad for parameter in policy.module.parameters()):
             raise UpdateError("model: no parameter is trainable; unfreeze some")
         self._pad_token_id = _pad_token_id(policy)
@@ -174,14 +186,14 @@ class Learner:
         """Find the proximal log-probs that the first pass over a row comes too late for.
 
         Until the first optimizer step the policy is the proximal one: the first minibatch needs no pass of
-        its own. Fresh rows need none either if all tokens could be sampled: they have behaviour log-probs.
+        its own. Fresh rows need none either if their behaviour log-probs are the policy's: in float32, and
+        if all tokens could be sampled. In bfloat16 reading a text and writing it round differently.
         """
         running = [minibatch for minibatch in minibatches if minibatch.rows]
         if self._objective.config.num_iterations * len(running) <= 1:
             return
-        fresh_are_known = not self._sampling.is_truncated
         for number, minibatch in enumerate(running):
-            known = {row.index for row in minibatch.rows if fresh_are_known and not row.is_replayed}
+            known = {row.index for row in minibatch.rows if self._fresh_are_proximal and not row.is_replayed}
             work.proximal.update(
                 {row.index: self._behaviour(row) for row in minibatch.rows if row.index in known}
             )

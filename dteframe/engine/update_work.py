@@ -19,6 +19,7 @@ class WeightSums:
     num_tokens: int = 0
     total: float = 0.0
     total_of_squares: float = 0.0
+    largest: float = 0.0
 
     def note(self, weights: torch.Tensor) -> None:
         """Add weights, [tokens]."""
@@ -26,19 +27,22 @@ class WeightSums:
         self.num_tokens += len(weights)
         self.total += float(weights.sum())
         self.total_of_squares += float((weights**2).sum())
+        self.largest = max(self.largest, float(weights.max()))
 
     def add(self, other: WeightSums) -> None:
         """Add another process's sums."""
         self.num_tokens += other.num_tokens
         self.total += other.total
         self.total_of_squares += other.total_of_squares
+        self.largest = max(self.largest, other.largest)
 
     def figures(self, whose: str) -> dict[str, float]:
-        """Give mean and effective sample fraction; nothing where there were no such tokens."""
+        """Give mean, maximum and effective sample fraction; nothing where there were no such tokens."""
         if self.num_tokens == 0:
             return {}
         return {
             f"{whose}_importance_weight_mean": self.total / self.num_tokens,
+            f"{whose}_importance_weight_max": self.largest,
             f"{whose}_effective_sample_fraction": self.total**2 / self.num_tokens / self.total_of_squares,
         }
 
@@ -54,8 +58,10 @@ class UpdateFigures:
     num_forward_rows: int = 0
     num_proximal_rows: int = 0
     sampler_difference: float | None = None
+    fresh_weights: WeightSums = field(default_factory=WeightSums)
+    """Probability at the start of the step over that of the sampler, of every fresh token, uncapped."""
     replayed_weights: WeightSums = field(default_factory=WeightSums)
-    """Probability at the start of the step over that of the sampler, of every replayed token, uncapped."""
+    """The same of every replayed token."""
 
     def note_sampler_difference(self, difference: float | None) -> None:
         """Keep the largest."""
@@ -71,6 +77,7 @@ class UpdateFigures:
         self.num_forward_rows += other.num_forward_rows
         self.num_proximal_rows += other.num_proximal_rows
         self.note_sampler_difference(other.sampler_difference)
+        self.fresh_weights.add(other.fresh_weights)
         self.replayed_weights.add(other.replayed_weights)
 
 
@@ -98,9 +105,9 @@ class UpdateWork:
                 continue
             self.seen.add(row.index)
             proximal = self.proximal.setdefault(row.index, present[row.index])
-            if row.is_replayed:
-                self.figures.replayed_weights.note((proximal - sampled[row.index]).exp())
-            elif compares_sampler and not self.losses:
+            weights = self.figures.replayed_weights if row.is_replayed else self.figures.fresh_weights
+            weights.note((proximal - sampled[row.index]).exp())
+            if not row.is_replayed and compares_sampler and not self.losses:
                 difference = (present[row.index] - sampled[row.index]).abs().max()
                 self.figures.note_sampler_difference(float(difference))
 
@@ -122,7 +129,7 @@ class UpdateWork:
             num_proximal_rows=total.num_proximal_rows,
             entropy_nats=total.entropy_nats / total.num_tokens if total.num_tokens else None,
             sampler_logprob_difference_max_nats=total.sampler_difference,
-            figures=means | total.replayed_weights.figures("replayed"),
+            figures=means | total.fresh_weights.figures("fresh") | total.replayed_weights.figures("replayed"),
         )
 
 
