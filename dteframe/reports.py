@@ -139,6 +139,19 @@ class UpdateReport(StageReport):
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryReport(StageReport):
+    """How far sampler and trainer are apart on a few completions of fixed prompts, after an update."""
+
+    stage: ClassVar[str] = "canary"
+    logprob_difference_mean_nats: float
+    """Mean absolute difference of the sampler's and the trainer's log-probs."""
+    logprob_difference_max_nats: float
+    """Largest absolute difference."""
+    num_tokens: int
+    """Tokens compared; generated for this alone, and charged to no purpose."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationReport(StageReport):
     """The held-out questions under the present policy."""
 
@@ -193,7 +206,7 @@ class TimeReport(StageReport):
     figures: Mapping[str, float] = field(default_factory=dict)
     """Per stage: ``load_seconds``, ``embed_seconds``, ``references_seconds``, ``predict_seconds``,
     ``select_seconds``, ``generate_seconds``, ``score_seconds``, ``replay_seconds``, ``update_seconds``,
-    ``evaluate_seconds``, ``checkpoint_seconds`` and the rest, ``other_seconds``."""
+    ``evaluate_seconds``, ``canary_seconds``, ``checkpoint_seconds`` and the rest, ``other_seconds``."""
 
 
 @dataclass(frozen=True, slots=True)
