@@ -114,11 +114,8 @@ class VLLMRolloutConfig(RolloutConfig):
                 f"{arithmetic.max_prompt_length} and rollout.max_completion_length "
                 f"{arithmetic.max_completion_length} together; raise it to {length}",
             )
-        if self.temperature < LOWEST_TEMPERATURE:
-            yield (
-                "temperature",
-                f"{self.temperature!r} is below {LOWEST_TEMPERATURE}, the lowest of vLLM; raise it",
-            )
+        if not _can_sample_at(self.temperature):
+            yield "temperature", f"{self.temperature!r} is not within what vLLM samples at, {TEMPERATURES}"
 
     def memory(
         self, sizes: ModelSizes, arithmetic: BatchArithmetic, num_processes: int, device_bytes: int | None
@@ -220,8 +217,8 @@ class VLLMRollout(Rollout):
         """Refuse what vLLM would cut or change silently."""
         if not _can_sample_at(sampling.temperature):
             raise ValueError(
-                f"rollout 'vllm': the temperature {sampling.temperature!r} is not within what vLLM samples at, "
-                f"{TEMPERATURES}"
+                f"rollout 'vllm': the temperature {sampling.temperature!r} is not within what vLLM samples "
+                f"at, {TEMPERATURES}"
             )
         longest = self._sampler.max_model_length
         for prompt in prompts:
