@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -131,7 +131,7 @@ class LoraOptions(BaseModel):
     """Share of the adapter's inputs that is dropped in training; above 0, importance ratios are noisy."""
     use_rslora: bool = False
     """Multiply by ``lora_alpha / sqrt(r)`` instead."""
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     """Linear layers that get an adapter, by the end of their names (``q_proj``); ``all-linear``: all but the
     output embedding."""
 
