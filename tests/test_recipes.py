@@ -9,7 +9,9 @@ import torch
 import transformers
 
 from dteframe.engine.run import run_recipe
+from dteframe.memory_plan import memory_plan
 from dteframe.recipe import load_recipe
+from dteframe.records import ModelSizes
 from dteframe.registry import load_registry
 from dteframe.testing.tiny import tiny_policy
 
@@ -125,6 +127,36 @@ def test_math_qwens_differ_from_one_another_in_size_and_adapter_alone():
     for section in ("seed", "dataset", "reward", "selector"):
         assert getattr(full, section) == getattr(lora, section), section
     assert full.model == lora.model.model_copy(update={"lora": None})
+
+
+QWEN_1_5B = ModelSizes(
+    num_parameters=1_543_714_304,
+    parameter_bytes=2,
+    num_layers=28,
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_heads=12,
+    num_key_value_heads=2,
+    head_size=128,
+    vocabulary_size=151_936,
+    ties_embeddings=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_processes", "gpu_gib", "fits"),
+    [
+        ("math_qwen.yaml", 1, 80, True),
+        ("math_qwen.yaml", 1, 24, False),
+        ("math_qwen.yaml", 8, 48, True),
+        ("math_qwen_lora.yaml", 1, 24, True),
+        ("math_qwen_lora.yaml", 1, 48, True),
+    ],
+)
+def test_the_math_qwens_fit_the_gpus_that_their_first_lines_name(recipe, num_processes, gpu_gib, fits):
+    loaded = load_recipe(ROOT / "recipes" / recipe, [], load_registry([])).recipe
+    plan = memory_plan(loaded, QWEN_1_5B, num_processes, gpu_gib * 2**30)
+    assert (plan.peak_bytes <= gpu_gib * 2**30) is fits
 
 
 def test_gsm8k_runs_from_its_file(tmp_path, model_folder):
