@@ -19,7 +19,7 @@ from rich.console import Console
 
 import dteframe
 from dteframe import hookimpl
-from dteframe.errors import DTEFrameError, PluginError, Problem, RecipeError
+from dteframe.errors import DTEFrameError, PluginError, Problem, RecipeError, SilentError
 from dteframe.plugin_sources import shown
 from dteframe.recipe import LoadedRecipe, json_schema, load_recipe
 from dteframe.registry import Registry, load_registry
@@ -77,23 +77,46 @@ def run(  # noqa: PLR0913  # one parameter per option of the command
         "runs"
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", metavar="N", min=1, help="Train in N processes, which torchrun starts."),
+    ] = None,
     plugins: PluginPaths = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Train as a recipe says; everything is written to the folder DIR/NAME, whose path is printed."""
-    with _telling_errors(debug):
-        loaded, registry = _loaded(recipe, overrides, plugins)
-        _announce_local_plugins(registry)
-        # torch reads it when it is loaded: threads that spin while they wait cost a busy machine dearly.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Schedulers end jobs as Ctrl-C does.
-        from dteframe.engine.run import run_recipe
+    # torch reads it when it is loaded: threads that spin while they wait cost a busy machine dearly.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if processes is not None:
+        arguments = ["run", str(recipe), *(overrides or ()), "--runs", str(runs)]
+        arguments += [word for path in plugins or () for word in ("--plugins", str(path))]
+        flags = {"--resume": resume, "--json": as_json, "--debug": debug}
+        arguments += [name for name, is_given in flags.items() if is_given]
+        with _telling_errors(debug):
+            # What is wrong with the recipe is told once, and before anything is started.
+            _load(recipe, overrides, plugins)
+            from dteframe.engine.launch import run_processes
 
+            raise typer.Exit(run_processes(processes, arguments))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Schedulers end jobs as Ctrl-C does.
+    with _telling_errors(debug):
+        with _one_voice():
+            loaded, registry = _load(recipe, overrides, plugins)
         if all(tracker.type != "console" for tracker in loaded.recipe.tracker):
             registry.hooks.register(_Warnings())
-        with redirect_stdout(sys.stderr):  # What plugins print is talk; stdout is data.
-            summary = run_recipe(loaded, registry, runs, resume)
+        from dteframe.engine.distributed import started
+        from dteframe.engine.follow import follow_recipe
+        from dteframe.engine.run import run_recipe
+
+        with redirect_stdout(sys.stderr), started(loaded.recipe.training.device) as team:
+            # What plugins print is talk; stdout is data.
+            if not team.is_main:
+                follow_recipe(loaded, registry, runs, team)
+                return
+            _say(loaded.notes)
+            _announce_local_plugins(registry)
+            summary = run_recipe(loaded, registry, runs, resume, team)
         typer.echo(_json(summary) if as_json else summary.run_folder)
 
 
@@ -295,6 +318,8 @@ def _telling_errors(debug: bool) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort):
         raise
+    except SilentError:
+        raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
         _say(["interrupted", *getattr(interrupt, "__notes__", [])])
         raise typer.Exit(INTERRUPTED) from None
@@ -314,14 +339,31 @@ def _loaded(
     recipe: Path, overrides: Sequence[str] | None, plugins: Sequence[Path] | None
 ) -> tuple[LoadedRecipe, Registry]:
     """Load a recipe with the plugins near it, and say what its user should know."""
+    loaded, registry = _load(recipe, overrides, plugins)
+    _say(loaded.notes)
+    return loaded, registry
+
+
+def _load(
+    recipe: Path, overrides: Sequence[str] | None, plugins: Sequence[Path] | None
+) -> tuple[LoadedRecipe, Registry]:
     strays = [word for word in overrides or () if "=" not in word]
     if strays:
         what = f"{strays[0]!r} is no key=value; one recipe is read, then keys such as training.max_steps=20"
         raise RecipeError([Problem("command line", "", what)])
     registry = load_registry(plugins, near=recipe)
-    loaded = load_recipe(recipe, overrides or (), registry)
-    _say(loaded.notes)
-    return loaded, registry
+    return load_recipe(recipe, overrides or (), registry), registry
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Leave an error that all processes of torchrun come upon to the main one."""
+    try:
+        yield
+    except DTEFrameError as error:
+        if int(os.environ.get("RANK", 0)) > 0:
+            raise SilentError("the main process says it") from error
+        raise
 
 
 def _announce_local_plugins(registry: Registry) -> None:

@@ -37,6 +37,10 @@ class SamplerError(DTEFrameError):
     """What samples outside the trainer cannot be started or reached, refuses the policy, or has died."""
 
 
+class SilentError(DTEFrameError):
+    """An error that follows from another one, which is told elsewhere: nothing is to be said."""
+
+
 class ResumeError(DTEFrameError):
     """A run folder that cannot be continued with this recipe."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dteframe.assemble import Parts
 from dteframe.contracts import Reward
 from dteframe.engine import calls
+from dteframe.engine.member import Member, Work
 from dteframe.engine.setup import Setup
 from dteframe.records import Completion, Group, Observation, Prompt, Purpose, Question, Sampling
 from dteframe.reports import GroupsReport
@@ -29,46 +32,81 @@ def answer(
     The policy of step t has t - 1 steps behind it; the evaluation at step t comes after the step's update.
     """
     sampling, num_generations = _how(setup, purpose)
-    generating, scoring = STAGES[purpose]
-    prompts = [setup.prompts[question_id] for question_id in question_ids]
-    with setup.meter.stage(generating):
-        seeds = [int(seed) for seed in rng.integers(2**63, size=len(prompts))]
-        answers = calls.generate(setup.parts.rollout, prompts, num_generations, sampling, seeds)
-    version = step if purpose == "evaluation" else step - 1
-    with setup.meter.stage(scoring):
-        rewards = named_rewards(setup)
-        groups = tuple(
-            _scored(setup, rewards, prompt, completions, purpose, version)
-            for prompt, completions in zip(prompts, answers, strict=True)
-        )
+    asked = Ask(
+        questions=tuple(_question(setup, question_id) for question_id in question_ids),
+        prompts=tuple(setup.prompts[question_id] for question_id in question_ids),
+        seeds=tuple(int(seed) for seed in rng.integers(2**63, size=len(question_ids))),
+        num_generations=num_generations,
+        sampling=sampling,
+        purpose=purpose,
+        policy_version=step if purpose == "evaluation" else step - 1,
+    )
+    groups = setup.together(asked)
     setup.meter.charge(groups)
     tell(setup, step, groups, is_replayed=False)
     return groups
 
 
-def _scored(
-    setup: Setup,
-    rewards: Mapping[str, Reward],
-    prompt: Prompt,
-    completions: Sequence[Completion],
-    purpose: Purpose,
-    policy_version: int,
-) -> Group:
-    """Make a group of a question's completions: rewards, and which of them are successes."""
-    question = _question(setup, prompt.question_id)
-    parts = {name: calls.score(reward, question, completions) for name, reward in rewards.items()}
-    total = sum(reward.config.weight * parts[name] for name, reward in rewards.items())
-    verdicts = next(iter(parts.values())) >= setup.recipe.training.success_threshold
-    return Group(
-        question_id=question.id,
-        prompt_token_ids=prompt.token_ids,
-        completions=tuple(completions),
-        rewards=np.asarray(total, dtype=np.float64),
-        successes=int(verdicts.sum()),
-        policy_version=policy_version,
-        purpose=purpose,
-        reward_parts=parts,
-    )
+@dataclass(frozen=True, slots=True)
+class Ask(Work[tuple[Group, ...]]):
+    """Questions to answer and to score."""
+
+    questions: tuple[Question, ...]
+    prompts: tuple[Prompt, ...]
+    """Of the questions, in the same order."""
+    seeds: tuple[int, ...]
+    """Of the prompts: their completions are the same, whichever process samples them."""
+    num_generations: int
+    sampling: Sampling
+    purpose: Purpose
+    policy_version: int
+
+    def do(self, member: Member) -> tuple[Group, ...]:
+        """Answer and score this process's share; the main one gets all groups, in the questions' order."""
+        processes = member.processes
+        generating, scoring = STAGES[self.purpose]
+        share = self._shares(processes.count)[processes.rank]
+        prompts, seeds = [self.prompts[place] for place in share], [self.seeds[place] for place in share]
+        rollout = member.parts.rollout
+        with member.meter.stage(generating):
+            with member.learner.whole_module() if rollout.shares_module else nullcontext():
+                answers = calls.generate(rollout, prompts, self.num_generations, self.sampling, seeds)
+            processes.wait()
+        with member.meter.stage(scoring):
+            groups = {
+                place: self._scored(member, place, completions)
+                for place, completions in zip(share, answers, strict=True)
+            }
+            every = processes.collect((groups, tuple(member.untold)))
+        member.untold.clear()
+        for message in [message for _, messages in every for message in messages]:
+            member.context.warn(message)
+        found = {place: group for groups, _ in every for place, group in groups.items()}
+        return tuple(found[place] for place in sorted(found))
+
+    def _shares(self, num_processes: int) -> list[list[int]]:
+        """Deal the places of the prompts, by length: all processes get like many of like lengths."""
+        lengths = [len(prompt.token_ids) for prompt in self.prompts]
+        order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+        return [sorted(order[first::num_processes]) for first in range(num_processes)]
+
+    def _scored(self, member: Member, place: int, completions: Sequence[Completion]) -> Group:
+        """Make a group of a question's completions: rewards, and which of them are successes."""
+        question, prompt = self.questions[place], self.prompts[place]
+        rewards = named_rewards(member.parts)
+        parts = {name: calls.score(reward, question, completions) for name, reward in rewards.items()}
+        total = sum(reward.config.weight * parts[name] for name, reward in rewards.items())
+        verdicts = next(iter(parts.values())) >= member.recipe.training.success_threshold
+        return Group(
+            question_id=question.id,
+            prompt_token_ids=prompt.token_ids,
+            completions=tuple(completions),
+            rewards=np.asarray(total, dtype=np.float64),
+            successes=int(verdicts.sum()),
+            policy_version=self.policy_version,
+            purpose=self.purpose,
+            reward_parts=parts,
+        )
 
 
 def observation_of(groups: Sequence[Group], purpose: Purpose) -> Observation:
@@ -96,11 +134,11 @@ def tell(setup: Setup, step: int, groups: Sequence[Group], *, is_replayed: bool)
     setup.hooks.hook.dteframe_groups_scored(groups=report)
 
 
-def named_rewards(setup: Setup) -> Mapping[str, Reward]:
+def named_rewards(parts: Parts) -> Mapping[str, Reward]:
     """Name each reward by its type, and by its place too where a type stands twice."""
-    types = [reward.config.type for reward in setup.parts.rewards]
+    types = [reward.config.type for reward in parts.rewards]
     names = [name if types.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(types)]
-    return dict(zip(names, setup.parts.rewards, strict=True))
+    return dict(zip(names, parts.rewards, strict=True))
 
 
 def _how(setup: Setup, purpose: Purpose) -> tuple[Sampling, int]:

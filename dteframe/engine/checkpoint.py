@@ -10,14 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
-from dteframe.contracts import Component, Policy
+from dteframe.contracts import Component
 from dteframe.engine import calls
-from dteframe.engine.lora import adapter_weights, load_adapter, write_adapter
 from dteframe.engine.progress import Progress
 from dteframe.engine.setup import Setup
+from dteframe.engine.shared_state import Load, Save, shared_components
 from dteframe.engine.state_files import read_state, write_state
 from dteframe.errors import ResumeError
 
@@ -31,8 +28,7 @@ def save_checkpoint(setup: Setup, progress: Progress) -> Path:
     for unfinished in folder.parent.glob(".step_*.writing"):
         shutil.rmtree(unfinished, ignore_errors=True)
     fresh.mkdir(parents=True)
-    _save_trained(setup.policy, fresh)
-    write_state(fresh, "learner", setup.learner.state_dict())
+    setup.together(Save(fresh))
     write_state(fresh, "components", _component_states(setup))
     state = {
         "pool": setup.pool.fingerprint(),
@@ -53,23 +49,6 @@ def save_checkpoint(setup: Setup, progress: Progress) -> Path:
     _to_disk(folder.parent)
     _to_disk(setup.context.run_folder)
     return folder
-
-
-def save_policy(policy: Policy, folder: Path) -> None:
-    """Write ``policy``, which plain transformers loads, and ``adapter``, which peft does, if there is one."""
-    _save_trained(policy, folder)
-    if policy.lora_base_sha256 is not None:
-        policy.module.save_pretrained(folder / "policy", state_dict=dict(policy.weights()))
-        policy.tokenizer.save_pretrained(folder / "policy")
-
-
-def _save_trained(policy: Policy, folder: Path) -> None:
-    """Write what training changes: the adapter alone with LoRA, else weights, configuration and tokenizer."""
-    if policy.lora_base_sha256 is not None:
-        write_adapter(policy, dict(adapter_weights(policy)), folder / "adapter")
-        return
-    policy.module.save_pretrained(folder / "policy")
-    policy.tokenizer.save_pretrained(folder / "policy")
 
 
 def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -108,21 +87,16 @@ def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
             f"(now {len(setup.pool.train)} to train on, {len(setup.pool.evaluation)} held out); "
             "bring the data back, or give another name=... to start afresh"
         )
-    if setup.policy.lora_base_sha256 is None:
-        _load_weights(setup.policy, folder / "policy")
-    else:
-        load_adapter(setup.policy, folder / "adapter")
-    setup.learner.load_state_dict(read_state(folder, "learner"))
     states = read_state(folder, "components")
+    shared = shared_components(setup.parts)
+    setup.together(Load(folder, {name: states[name] for name in shared}))
     for name, component in _stateful(setup).items():
-        if name not in states and component.kind == "tracker":
+        if name in shared or (name not in states and component.kind == "tracker"):
             continue  # A tracker that was added since then begins with the next step.
         with calls.running(component):
             component.load_state_dict(states[name])
     progress.load_state_dict(state["progress"])
     setup.meter.load_state_dict(state["meter"])
-    with calls.running(setup.parts.rollout):
-        setup.parts.rollout.sync(setup.policy)
 
 
 def _stateful(setup: Setup) -> Mapping[str, Component]:
@@ -131,10 +105,8 @@ def _stateful(setup: Setup) -> Mapping[str, Component]:
         "estimator": parts.estimator,
         "selector": parts.selector,
         "replay": parts.replay,
-        "rollout": parts.rollout,
-        "objective": parts.objective,
     }
-    named |= {f"reward.{place}": reward for place, reward in enumerate(parts.rewards)}
+    named |= shared_components(parts)
     return named | {f"tracker.{tracker.config.type}": tracker for tracker in parts.trackers}
 
 
@@ -144,12 +116,6 @@ def _component_states(setup: Setup) -> dict[str, Any]:
         with calls.running(component):
             states[name] = component.state_dict()
     return states
-
-
-def _load_weights(policy: Policy, folder: Path) -> None:
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=policy.module.dtype, local_files_only=True)
-    with torch.no_grad():
-        policy.module.load_state_dict(saved.state_dict())
 
 
 def _damage(folder: Path) -> str | None:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from dteframe.errors import DataError, DTEFrameError
+from dteframe.errors import DataError, SilentError
 
 Value = TypeVar("Value")
 
@@ -32,8 +32,8 @@ SECONDS_FOR_THE_LAUNCHER = 30.0
 """How long a process that has lost another leaves the word to whoever knows why."""
 
 
-class AnotherProcessFailedError(DTEFrameError):
-    """This process ends because another did, whose error people read: nothing is to be said."""
+class AnotherProcessFailedError(SilentError):
+    """This process ends because another did, whose error people read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,11 @@ class Processes:
         if self.are_sharded:
             dist.all_reduce(value)
         return value
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        if self.are_sharded:
+            dist.barrier()
 
     def may_speak(self, error: BaseException) -> bool:
         """Whether this process is the one whose error people should read: the first that failed.
@@ -139,7 +144,7 @@ def started(device: str) -> Iterator[Processes]:
 
 
 def device_of_this_process(wanted: str) -> str:
-    """Choose the device: ``cuda:N`` with the process's number on its machine where torchrun started it.
+    """Choose the device for ``training.device``: under torchrun ``cuda:N``, N counting a machine's processes.
 
     Raises:
         DataError: a GPU is asked for and there is none, or there are fewer than processes.

@@ -31,7 +31,7 @@ def apply_model_options(
     if model.lora is not None:
         add_lora(policy, model.lora, rng)
     if training.gradient_checkpointing:
-        _checkpoint_gradients(policy.module)
+        checkpoint_gradients(policy.module)
 
 
 def num_trainable(module: torch.nn.Module) -> int:
@@ -39,7 +39,7 @@ def num_trainable(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def _checkpoint_gradients(module: PreTrainedModel) -> None:
+def checkpoint_gradients(module: PreTrainedModel) -> None:
     """Let layers be computed again in the backward pass; transformers does so in training mode only."""
     if not module.supports_gradient_checkpointing:
         raise DataError(

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pluggy
-import torch
 import transformers
 
 from dteframe.assemble import Parts, assemble
 from dteframe.contracts import Context
 from dteframe.engine import calls
-from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_policy
+from dteframe.engine.canary import canary_for
+from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from dteframe.engine.distributed import ALONE, Processes, device_of_this_process
 from dteframe.engine.encode import encode_with
 from dteframe.engine.evaluate import evaluate
+from dteframe.engine.member import join
 from dteframe.engine.meter import Meter
 from dteframe.engine.model_options import apply_model_options, num_trainable
-from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.engine.progress import Progress
 from dteframe.engine.run_folder import (
+    cache_folder,
     check_run_folder,
     clear_run_folder,
     has_begun,
@@ -32,22 +33,30 @@ from dteframe.engine.run_folder import (
     write_summary,
 )
 from dteframe.engine.setup import Setup
+from dteframe.engine.sharding import Skeleton
+from dteframe.engine.shared_state import SavePolicy
 from dteframe.engine.step import training_step
 from dteframe.engine.streams import Streams
-from dteframe.engine.update import Learner
 from dteframe.errors import DataError, ResumeError
 from dteframe.recipe import LoadedRecipe, Recipe
 from dteframe.registry import Registry
 from dteframe.reports import RunReport, RunSummary, StageReport, StepReport
 
-CACHE_VARIABLE = "DTEFRAME_CACHE"
-DEFAULT_CACHE = "~/.cache/dteframe"
 NUM_STEPS_WITHOUT_SIGNAL = 3
 """Steps without any informative group after which somebody should look."""
 
 
-def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resume: bool) -> RunSummary:
-    """Train in ``runs_folder/NAME``; with ``resume``, go on from the newest whole checkpoint."""
+def run_recipe(
+    loaded: LoadedRecipe,
+    registry: Registry,
+    runs_folder: Path,
+    resume: bool,
+    processes: Processes = ALONE,
+) -> RunSummary:
+    """Train in ``runs_folder/NAME``; with ``resume``, go on from the newest whole checkpoint.
+
+    Under several processes the main one calls this, and the others ``follow_recipe``.
+    """
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is untyped
     recipe = loaded.recipe
     folder = runs_folder / recipe.name
@@ -57,11 +66,12 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
         check_run_folder(folder, recipe, registry, resume=resume, warn=context.warn)
         parts = assemble(recipe, registry, context)
         with _listening(parts, registry.hooks), _saying_how_to_go_on(folder, registry):
-            setup = _begin(recipe, context, parts, registry, progress)
+            setup = _begin(recipe, context, parts, registry, progress, processes)
             registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
             _train(setup, progress)
             with setup.meter.stage("checkpoint"):
-                save_policy(setup.policy, folder)
+                setup.together(SavePolicy(folder))
+            processes.broadcast(None)  # Nothing more is to be done.
             setup.meter.close_step()
             summary = _summary(setup, progress)
             write_summary(folder, summary)
@@ -69,13 +79,20 @@ def run_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, resu
     return summary
 
 
-def _begin(recipe: Recipe, context: Context, parts: Parts, registry: Registry, progress: Progress) -> Setup:
+def _begin(
+    recipe: Recipe,
+    context: Context,
+    parts: Parts,
+    registry: Registry,
+    progress: Progress,
+    processes: Processes,
+) -> Setup:
     """Set everything up, and go on from the newest whole checkpoint if there is one."""
     folder = context.run_folder
     checkpoint = newest_checkpoint(folder, context.warn)
     if checkpoint is None:
         clear_run_folder(folder)
-    setup = _set_up(recipe, context, parts, registry.hooks)
+    setup = _set_up(recipe, context, parts, registry.hooks, processes)
     if checkpoint is not None:
         with setup.meter.stage("load"):
             load_checkpoint(setup, progress, checkpoint)
@@ -86,20 +103,33 @@ def _begin(recipe: Recipe, context: Context, parts: Parts, registry: Registry, p
 
 def _train(setup: Setup, progress: Progress) -> None:
     """Repeat the step: evaluate, report and checkpoint at their turns, and at the end."""
-    training = setup.recipe.training
+    training, canary_every = setup.recipe.training, setup.recipe.rollout.canary_every
+    reports = _checked(setup)
     if progress.step == 0:
-        _report(setup, progress, [evaluate(setup, 0)] if training.evaluate_every else [])
+        if training.evaluate_every:
+            reports.append(evaluate(setup, 0))
+        _report(setup, progress, reports)
     else:
         setup.meter.close_step()  # What resuming took is no part of a step.
     while progress.step < training.max_steps:
         reports = list(training_step(setup, progress))
         is_last = progress.step == training.max_steps
+        if canary_every and progress.step % canary_every == 0:
+            reports += _checked(setup)
         if training.evaluate_every and (is_last or progress.step % training.evaluate_every == 0):
             reports.append(evaluate(setup, progress.step))
         _report(setup, progress, reports)
         if is_last or (training.checkpoint_every and progress.step % training.checkpoint_every == 0):
             with setup.meter.stage("checkpoint"):
                 save_checkpoint(setup, progress)
+
+
+def _checked(setup: Setup) -> list[StageReport]:
+    """See that sampler and trainer agree, where somebody wants to know."""
+    if setup.canary is None:
+        return []
+    with setup.meter.stage("canary"):
+        return [setup.canary.check(setup.member)]
 
 
 def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None:
@@ -130,7 +160,9 @@ def _likely_cause(progress: Progress) -> str:
     )
 
 
-def _set_up(recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.PluginManager) -> Setup:
+def _set_up(
+    recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.PluginManager, processes: Processes
+) -> Setup:
     """Load data and policy, and start the parts: everything that comes before the first step."""
     training, streams, meter = recipe.training, Streams(recipe.seed), Meter()
     with meter.stage("load"):
@@ -146,22 +178,18 @@ def _set_up(recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.Plugin
         parts.estimator.start(
             tuple(pool.train.values()), lambda texts: encode_with(policy, texts, context.progress)
         )
-    with meter.stage("load"), calls.running(parts.rollout):
-        parts.rollout.start(policy)
-    settings = OptimizerSettings.from_training(training)
-    learner = Learner(policy, parts.objective, settings, recipe.rollout.sampling())
+    with meter.stage("load"):
+        if processes.are_sharded:
+            processes.broadcast(Skeleton.of(policy))
+        member = join(recipe, context, parts, policy, meter, processes, [])
     return Setup(
-        recipe=recipe,
+        member=member,
         arithmetic=recipe.arithmetic(),
-        context=context,
-        parts=parts,
         pool=pool,
         prompts=prompts,
-        policy=policy,
-        learner=learner,
         streams=streams,
-        meter=meter,
         hooks=hooks,
+        canary=canary_for(parts.rollout, policy, [prompts[question_id] for question_id in pool.train]),
     )
 
 
@@ -185,15 +213,9 @@ def _refuse_small_pool(recipe: Recipe, pool: Pool) -> None:
 
 
 def _context(recipe: Recipe, folder: Path, hooks: pluggy.PluginManager, progress: Progress) -> Context:
-    cache = Path(os.environ.get(CACHE_VARIABLE, DEFAULT_CACHE)).expanduser()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{cache}: the cache folder cannot be made ({error.strerror}); set {CACHE_VARIABLE} elsewhere"
-        ) from error
-
     def warn(message: str) -> None:
+        if message in progress.warnings:
+            return  # Another process, or an earlier step, has said it.
         progress.warnings.append(message)
         hooks.hook.dteframe_warned(message=message)
 
@@ -201,22 +223,13 @@ def _context(recipe: Recipe, folder: Path, hooks: pluggy.PluginManager, progress
         hooks.hook.dteframe_progress(what=what, done=done, total=total)
 
     return Context(
-        cache_folder=cache,
+        cache_folder=cache_folder(),
         run_folder=folder,
-        device=_device(recipe),
+        device=device_of_this_process(recipe.training.device),
         seed=recipe.seed,
         progress=tell_progress,
         warn=warn,
     )
-
-
-def _device(recipe: Recipe) -> str:
-    wanted = recipe.training.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise DataError("training.device: 'cuda' is asked for and torch sees no GPU; use 'auto' or 'cpu'")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 @contextmanager
@@ -262,6 +275,7 @@ def _run_report(setup: Setup, progress: Progress) -> RunReport:
         device=setup.context.device,
         num_parameters=sum(parameter.numel() for parameter in setup.policy.module.parameters()),
         num_trainable_parameters=num_trainable(setup.policy.module),
+        num_processes=setup.member.processes.count,
         num_train_questions=len(setup.pool.train),
         num_evaluation_questions=len(setup.pool.evaluation),
         left_out=setup.pool.left_out,

@@ -36,6 +36,8 @@ WRITTEN_BY_A_RUN = (
     "adapter",
     SUMMARY,
 )
+CACHE_VARIABLE = "DTEFRAME_CACHE"
+DEFAULT_CACHE = "~/.cache/dteframe"
 PACKAGES = ("dteframe", "torch", "transformers", "datasets", "numpy", "pydantic", "pluggy", "safetensors")
 CHANGEABLE = ("training.max_steps", "training.checkpoint_every", "training.evaluate_every", "tracker")
 """Keys that may differ when a run is resumed: how long it goes and who is told, not what it does."""
@@ -98,6 +100,22 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def cache_folder() -> Path:
+    """Make the folder for what is costly to make again.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    cache = Path(os.environ.get(CACHE_VARIABLE, DEFAULT_CACHE)).expanduser()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{cache}: the cache folder cannot be made ({error.strerror}); set {CACHE_VARIABLE} elsewhere"
+        ) from error
+    return cache
 
 
 def has_begun(folder: Path) -> bool:

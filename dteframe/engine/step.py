@@ -8,6 +8,7 @@ import numpy as np
 
 from dteframe.engine import calls
 from dteframe.engine.answer import answer, observation_of, tell
+from dteframe.engine.member import Sync, Update
 from dteframe.engine.plan import Plan, agreement_with, make_plan
 from dteframe.engine.progress import Progress
 from dteframe.engine.setup import Setup
@@ -39,9 +40,8 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
     with setup.meter.stage("update"):
         credited = [_credited(setup, group, step, is_replayed=False) for group in fresh]
         credited += [_credited(setup, group, step, is_replayed=True) for group in replayed]
-        update = setup.learner.update(credited, setup.streams(step, "update"))
-        with calls.running(parts.rollout):
-            parts.rollout.sync(setup.policy)
+        update = setup.together(Update(credited, setup.streams(step, "update")))
+        setup.together(Sync())
     reports += [_answer_report(plan, fresh, answered, len(shortfall_ids)), replay_report, update]
     plan.reused, plan.surplus = [], []
     plan.steps_left -= 1

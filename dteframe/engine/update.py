@@ -119,10 +119,17 @@ class Learner:
             num_left_out = sum(item.group.has_equal_rewards for item in credited)
         return work.report(self._processes.exchange(work.figures), learning_rate, num_left_out)
 
-    def logprobs(self, rows: Sequence[Row]) -> list[torch.Tensor]:
-        """Give the completions' log-probs under the present policy: float32 nats, one tensor a row."""
+    def logprobs(self, rows: Sequence[Row], temperature: float | None = None) -> list[torch.Tensor]:
+        """Give the completions' log-probs under the present policy: float32 nats, one tensor a row.
+
+        Args:
+            rows: what to score.
+            temperature: another than that of sampling.
+        """
         found: dict[int, torch.Tensor] = {}
-        for share in self._processes.exchange(self._score_shares(self._shares(rows))):
+        with self._scorer.at_temperature(temperature or self._sampling.temperature):
+            scored = self._score_shares(self._shares(rows))
+        for share in self._processes.exchange(scored):
             found.update(share)
         return [found[row.index].to(self._policy.device) for row in rows]
 

@@ -64,6 +64,8 @@ class Console(Tracker):
         """Say what runs where."""
         self._first_step = run.first_step
         size = f"{run.num_parameters / 1e6:.3g}M parameters on {run.device}"
+        if run.num_processes > 1:
+            size += f", {run.num_processes} processes"
         if run.num_trainable_parameters < run.num_parameters:
             share = run.num_trainable_parameters / run.num_parameters
             size += f", {run.num_trainable_parameters / 1e6:.3g}M of them ({share:.1%}) trained"

@@ -128,6 +128,7 @@ def _run_report(run_folder: Path, first_step: int) -> RunReport:
         device="cpu",
         num_parameters=1000,
         num_trainable_parameters=100,
+        num_processes=1,
         num_train_questions=24,
         num_evaluation_questions=8,
         left_out={"longer than 512 tokens": 1},
