@@ -79,7 +79,8 @@ def test_another_temperature_is_named_with_the_recipes():
 def test_a_difference_that_fresh_prompts_do_not_show_is_the_prefix_caches():
     now = scores(TRAINER + [0.4, -0.4, 0.0, 0.0])
     assert cause(now, uncached_nats=1e-6) == (
-        "it looks like stale weights in the prefix cache: prompts that were never asked before show no difference"
+        "it looks like stale weights in the prefix cache: prompts that were never asked before show no "
+        "difference"
     )
 
 
@@ -91,7 +92,7 @@ def test_a_small_difference_in_both_directions_is_precision():
 
 def test_a_one_sided_a_large_or_a_sudden_difference_is_no_rounding():
     small = scores(TRAINER + [0.02, -0.01, -0.02, 0.01])
-    assert looks_like_rounding(small, last=scores(TRAINER + [0.002, -0.002, 0.001, -0.001]))
+    assert looks_like_rounding(small, last=scores(TRAINER + [0.004, -0.004, 0.004, -0.004]))
     assert not looks_like_rounding(small, last=scores(TRAINER + [1e-6, -1e-6, 1e-6, -1e-6]))
     assert not looks_like_rounding(scores(TRAINER + [0.02, 0.01, 0.02, 0.01]), last=None)
     assert not looks_like_rounding(scores(TRAINER + [0.4, -0.4, 0.4, -0.4]), last=None)
@@ -99,13 +100,7 @@ def test_a_one_sided_a_large_or_a_sudden_difference_is_no_rounding():
 
 def test_what_nothing_explains_is_called_weights_that_are_partly_stale():
     now = scores(TRAINER + [0.9, -0.4, 0.7, 0.2])
-    assert (
-        cause(now)
-        == (
-            "it looks like stale weights: no other temperature explains it; some of the weights did not reach the "
-            "sampler, or it has another model"
-        ).split(";")[0]
-    )
+    assert cause(now) == "it looks like stale weights: no other temperature explains it"
 
 
 def test_every_type_that_a_model_can_have_has_a_bound():
