@@ -35,7 +35,7 @@ def mixed_probability(
         total = first + second + done
         all_right *= (first + done) / total
         all_wrong *= (second + done) / total
-    return np.clip(1.0 - all_right - all_wrong, 0.0, 1.0)
+    return np.asarray(np.clip(1.0 - all_right - all_wrong, 0.0, 1.0))
 
 
 def log_likelihood(

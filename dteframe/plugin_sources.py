@@ -31,6 +31,8 @@ BUILT_IN = (
     "dteframe.rewards.format",
     "dteframe.estimators.none",
     "dteframe.estimators.attention",
+    "dteframe.estimators.beta_posterior",
+    "dteframe.estimators.recorded",
     "dteframe.selectors.uniform",
     "dteframe.selectors.difficulty_target",
     "dteframe.replay.none",

@@ -180,7 +180,7 @@ def _arrow_table(trace: Trace) -> pa.Table:
 def _whole_numbers(values: Sequence[Any], name: str, where: str) -> Int[np.ndarray, "rows"]:
     """Turn a column into integers, and refuse what is none, such as a rate or an empty cell."""
     for row, value in enumerate(values):
-        if not isinstance(value, int | float | np.number) or value % 1 != 0:
+        if not isinstance(value, int | float) or value % 1 != 0:
             raise DataError(
                 f"{where}: row {row} has {name} {value!r}; must be a whole number (counts, not rates)"
             )

@@ -1,0 +1,185 @@
+"""Estimators that keep records: their sums by hand, what they refuse, what they resume."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dteframe import Context, Observation, Question
+from dteframe.beta_binomial import log_likelihood, mixed_probability, parameters
+from dteframe.estimators.beta_posterior import BetaPosteriorConfig, BetaPosteriorEstimator
+from dteframe.estimators.observed import AgedRecord
+from dteframe.estimators.recorded import RecordedConfig, RecordedEstimator
+from dteframe.records import BatchArithmetic
+from dteframe.traces import trace_of_rows, write_trace
+
+
+@pytest.fixture
+def warnings() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def context(tmp_path, warnings) -> Context:
+    return Context(tmp_path / "cache", tmp_path, "cpu", 0, lambda *_: None, warnings.append)
+
+
+def questions_of(count: int, **columns) -> tuple[Question, ...]:
+    return tuple(
+        Question(
+            f"q{index}",
+            f"text {index}",
+            f"text {index}",
+            "0",
+            None,
+            {name: values[index] for name, values in columns.items()},
+        )
+        for index in range(count)
+    )
+
+
+def observed(positions, successes, trials=8, version=0, purpose="train") -> Observation:
+    ids = tuple(f"q{position}" for position in positions)
+    return Observation(
+        ids, np.array(successes), np.broadcast_to(trials, len(ids)).astype(int), version, purpose
+    )
+
+
+def one_number(_texts):
+    return np.ones((len(_texts), 1), np.float32)
+
+
+# Beta distributions
+
+
+def test_no_evidence_is_the_uniform_distribution():
+    first, second = parameters(np.array([0.5, 0.25, 0.25]), np.array([0.0, 8.0, 0.5]))
+    np.testing.assert_allclose(first, [1.0, 2.0, 0.625])
+    np.testing.assert_allclose(second, [1.0, 6.0, 0.875])
+
+
+def test_the_chance_of_a_mixed_group_by_hand():
+    # Beta(1, 1): every number of successes is as likely, 7 of the 9 are mixed at 8 rollouts
+    assert mixed_probability(np.array([1.0]), np.array([1.0]), 8)[0] == pytest.approx(7 / 9)
+    # as sure as can be of 1/2: 1 - 2 / 2**4
+    assert mixed_probability(np.array([1e9]), np.array([1e9]), 4)[0] == pytest.approx(1 - 2 / 16)
+    assert mixed_probability(np.array([3.0]), np.array([2.0]), 1)[0] == pytest.approx(0.0)
+    # Beta(2, 1): P(2 right) = 2/3 * 3/4, P(2 wrong) = 1/3 * 2/4
+    assert mixed_probability(np.array([2.0]), np.array([1.0]), 2)[0] == pytest.approx(1 - 1 / 2 - 1 / 6)
+
+
+def test_the_likelihood_of_a_group_by_hand():
+    # Beta(2, 1), one right and one wrong in this order: 2/3 * 1/4
+    value = log_likelihood(np.array([2.0]), np.array([1.0]), np.array([1]), np.array([2]))
+    assert np.exp(value)[0] == pytest.approx(2 / 3 * 1 / 4)
+    total = sum(
+        ways * np.exp(log_likelihood(np.array([0.7]), np.array([2.3]), np.array([count]), np.array([3])))[0]
+        for count, ways in enumerate([1, 3, 3, 1])
+    )
+    assert total == pytest.approx(1.0)
+
+
+# Records that fade
+
+
+def test_a_record_halves_with_every_half_life():
+    record = AgedRecord(3, [2.0, np.inf])
+    record.add(np.array([1]), np.array([4]), np.array([8]), policy_version=0)
+    record.add(np.array([1]), np.array([1]), np.array([8]), policy_version=2)
+    successes, trials = record.at(4, 0)
+    np.testing.assert_allclose(successes, [0, (4 / 2 + 1) / 2, 0])
+    np.testing.assert_allclose(trials, [0, (8 / 2 + 8) / 2, 0])
+    np.testing.assert_allclose(record.at(100, 1, np.array([1])), [[5], [16]])
+    assert record.is_measured.tolist() == [False, True, False]
+
+
+def test_a_late_measurement_is_aged_as_if_it_had_come_in_time():
+    in_time, late = AgedRecord(1, [3.0]), AgedRecord(1, [3.0])
+    at_1, at_5 = (
+        (np.array([0]), np.array([2]), np.array([4]), 1),
+        (np.array([0]), np.array([3]), np.array([4]), 5),
+    )
+    in_time.add(*at_1), in_time.add(*at_5)
+    late.add(*at_5), late.add(*at_1)
+    np.testing.assert_allclose(in_time.at(9, 0), late.at(9, 0))
+
+
+# beta_posterior
+
+
+def posterior(context, **options) -> BetaPosteriorEstimator:
+    estimator = BetaPosteriorEstimator(BetaPosteriorConfig(**options), context)
+    estimator.start(questions_of(3), one_number)
+    return estimator
+
+
+def test_a_posterior_by_hand(context):
+    estimator = posterior(context, discount=0.5)
+    estimator.observe(observed([1], [6]))  # a = 7, b = 3
+    np.testing.assert_allclose(estimator.predict(1).mean, [0.5, 0.7, 0.5])
+    estimator.observe(observed([1, 2], [0, 8], version=1))  # a = 3.5 + 0.5 + 0, b = 1.5 + 0.5 + 8
+    estimate = estimator.predict(2)
+    np.testing.assert_allclose(estimate.mean, [0.5, 4 / 14, 9 / 10])
+    np.testing.assert_allclose(estimate.evidence, [2, 14, 10])
+
+
+def test_a_question_that_is_observed_twice_at_once_is_one_measurement(context):
+    estimator = posterior(context, discount=0.0)
+    estimator.observe(observed([0, 0], [8, 0]))
+    np.testing.assert_allclose(estimator.predict(1).mean, [0.5, 0.5, 0.5])
+    np.testing.assert_allclose(estimator.predict(1).evidence, [18, 2, 2])
+
+
+def test_unknown_questions_and_impossible_counts_are_refused(context):
+    estimator = posterior(context)
+    with pytest.raises(
+        ValueError, match=r"^beta_posterior: observed question 'q9', which is not among the 3"
+    ):
+        estimator.observe(observed([9], [1]))
+    with pytest.raises(ValueError, match=r"^beta_posterior: question 'q0' has 9 successes in 8 trials$"):
+        estimator.observe(observed([0], [9]))
+
+
+# recorded
+
+
+def test_rates_of_a_column_are_given_and_gaps_are_counted(context, warnings):
+    estimator = RecordedEstimator(RecordedConfig(column="rate", evidence=4.0), context)
+    estimator.start(questions_of(3, rate=[0.25, None, 0.75]), one_number)
+    estimate = estimator.predict(0)
+    assert estimate.mean.tolist() == [0.25, 0.5, 0.75]
+    assert estimate.evidence.tolist() == [4.0, 0.0, 4.0]
+    assert warnings == [
+        "recorded: column 'rate' has no success rate of 1 of 3 questions; they are given the mean of the "
+        "others"
+    ]
+
+
+def test_rates_of_a_trace_are_found_by_id_and_else_by_text(context, tmp_path):
+    rows = {
+        "question_id": ["q0", "other", "other"],
+        "text": ["something", "text  1", "text  1"],
+        "policy_version": [0, 0, 3],
+        "successes": [2, 1, 4],
+        "trials": [8, 2, 8],
+    }
+    write_trace(trace_of_rows(rows, "here"), tmp_path / "t.parquet")
+    estimator = RecordedEstimator(RecordedConfig(trace=str(tmp_path / "t.parquet")), context)
+    estimator.start(questions_of(2), one_number)
+    assert estimator.predict(0).mean.tolist() == [0.25, 0.5]
+
+
+def test_rates_that_are_none_are_refused(context):
+    estimator = RecordedEstimator(RecordedConfig(column="rate"), context)
+    with pytest.raises(
+        ValueError, match=r"^recorded: question 'q1' has rate 35; success rates lie in \[0, 1\]$"
+    ):
+        estimator.start(questions_of(2, rate=[0.5, 35]), one_number)
+    with pytest.raises(
+        ValueError, match="^recorded: column 'rate' has a success rate of none of the 2 questions"
+    ):
+        estimator.start(questions_of(2), one_number)
+    arithmetic = BatchArithmetic(4, 2, 2, 1, 0, 0, 16, 16)
+    assert list(RecordedConfig().problems(arithmetic)) == [
+        ("column", "column is None and trace is None; give one of them")
+    ]
