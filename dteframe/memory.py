@@ -198,6 +198,9 @@ def activation_bytes(sizes: ModelSizes, num_tokens: int, *, gradient_checkpointi
     block = num_tokens * block_bytes_per_token(sizes)
     rotary = 2 * num_tokens * sizes.head_size * sizes.parameter_bytes
     last_norm = num_tokens * (sizes.hidden_size * (FLOAT32 + 2 * sizes.parameter_bytes) + FLOAT32)
+    if sizes.num_adapter_parameters:
+        # What the last norm keeps beside its output, the first does not: no gradient goes below LoRA.
+        last_norm = num_tokens * sizes.hidden_size * sizes.parameter_bytes
     if gradient_checkpointing:
         inputs = sizes.num_layers * num_tokens * sizes.hidden_size * sizes.parameter_bytes
         return inputs + block + rotary + last_norm

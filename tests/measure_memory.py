@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dteframe.contracts import Context, Policy
+from dteframe.engine.model_options import apply_model_options
 from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.update import Learner
 from dteframe.memory_plan import memory_plan
@@ -55,7 +56,9 @@ def recipe_of(overrides: list[str]) -> Recipe:
 def policy_of(recipe: Recipe) -> Policy:
     tokenizer = character_tokenizer(())
     module = untrained_module(recipe.model.architecture, recipe.model.architecture_sizes(), tokenizer, 0)
-    return Policy(module.to(getattr(torch, recipe.model.dtype)), tokenizer, "cpu")
+    policy = Policy(module.to(getattr(torch, recipe.model.dtype)), tokenizer, "cpu")
+    apply_model_options(policy, recipe.model, recipe.training, np.random.default_rng(0))
+    return policy
 
 
 def update(recipe: Recipe) -> None:
@@ -119,8 +122,11 @@ def main() -> None:
     plan = memory_plan(recipe, recipe.model.sizes())
     stages = [stage for stage in plan.stages if (stage.name == "sampling") == (what == "sampling")]
     largest = max(stages, key=lambda stage: stage.total_bytes)
-    told = {"measured_bytes": measured, "planned_bytes": largest.total_bytes, "stage": largest.name}
-    sys.stdout.write(json.dumps({**told, "parts": dict(largest.parts), "parameters": plan.num_parameters}))
+    # Nothing is updated before the sampling here, so there is nothing of the optimizer's.
+    left_out = ("float32 masters", "optimizer") if what == "sampling" else ()
+    parts = {part: size for part, size in largest.parts.items() if part not in left_out}
+    told = {"measured_bytes": measured, "planned_bytes": sum(parts.values()), "stage": largest.name}
+    sys.stdout.write(json.dumps({**told, "parts": parts, "parameters": plan.num_parameters}) + "\n")
 
 
 if __name__ == "__main__":
