@@ -35,8 +35,8 @@ def letters_policy() -> Policy:
     return decided(Policy(untrained_module("llama", sizes, tokenizer, seed=1), tokenizer, "cpu"))
 
 
-def rollout_of(policy, folder, max_batch_rows=256, progress=lambda what, done, total: None):
-    context = Context(folder, folder, "cpu", 0, progress, pytest.fail)
+def rollout_of(policy, folder, max_batch_rows=256, progress=lambda what, done, total: None, warn=pytest.fail):
+    context = Context(folder, folder, "cpu", 0, progress, warn)
     rollout = TransformersRollout(TransformersRolloutConfig(max_batch_rows=max_batch_rows), context)
     rollout.start(policy)
     return rollout
@@ -286,18 +286,40 @@ def test_rows_that_leave_or_wait_change_nothing_for_the_others(tmp_path, max_bat
         np.testing.assert_allclose(one.behaviour_logprobs, two.behaviour_logprobs, atol=1e-5, rtol=0)
 
 
+def watched(policy):
+    """Note the shape of what the module itself reads; the hook makes it sample, and not the fused decoder."""
+    shapes = []
+    policy.module.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
 def test_ended_rows_are_no_longer_run(tmp_path):
     policy = decided(tiny_policy())
     policy.module.generation_config.eos_token_id = list(range(1, 60))
-    rows_run = []
-    policy.module.model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows_run.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+    shapes, warnings = watched(policy), []
     sampling = Sampling(max_completion_length=30)
-    answers(rollout_of(policy, tmp_path), prompts_of(policy, ["1+2="]), 64, sampling)
-    assert rows_run[0] == (1, 4)  # The prompt is read once for its 64 completions.
-    assert rows_run[1][0] < 64
-    assert rows_run[-1][0] < 16
+    rollout = rollout_of(policy, tmp_path, warn=warnings.append)
+    answers(rollout, prompts_of(policy, ["1+2="]), 64, sampling)
+    assert shapes[0] == (1, 4)  # The prompt is read once for its 64 completions.
+    assert shapes[1][0] < 64
+    assert shapes[-1][0] < 16
+
+
+def test_a_module_that_is_more_than_its_class_says_samples_itself_and_that_is_said_once(tmp_path):
+    policy = decided(tiny_policy())
+    sampling = Sampling(max_completion_length=8)
+    fused = answers(rollout_of(policy, tmp_path), prompts_of(policy), 3, sampling)
+    shapes, warnings = watched(policy), []
+    rollout = rollout_of(policy, tmp_path, warn=warnings.append)
+    assert outcomes(answers(rollout, prompts_of(policy), 3, sampling)) == outcomes(fused)
+    answers(rollout, prompts_of(policy), 3, sampling)
+    assert len(shapes) == 16
+    assert warnings == [
+        "rollout 'transformers': the fused decoder cannot stand for the model, because model has hooks; the "
+        "module itself samples, which is right but slower"
+    ]
 
 
 def test_completions_come_in_the_order_of_the_prompts(tmp_path):
@@ -318,12 +340,20 @@ def test_completions_come_in_the_order_of_the_prompts(tmp_path):
             np.testing.assert_allclose(completion.behaviour_logprobs, expected, atol=1e-5, rtol=0)
 
 
-def test_later_batches_are_told_as_progress(tmp_path):
+def test_it_is_told_how_many_completions_have_ended_when_others_take_their_seats(tmp_path):
     told = []
     rollout = rollout_of(tiny_policy(), tmp_path, 4, lambda *news: told.append(news))
     prompts = prompts_of(tiny_policy())
     answers(rollout, prompts, 2, Sampling(max_completion_length=2))
-    assert told == [("generating", 1, 3), ("generating", 2, 3), ("generating", 3, 3)]
+    assert told == [("generating", 4, 10), ("generating", 8, 10)]
+
+
+def test_batches_of_the_module_itself_are_told_as_progress(tmp_path):
+    told, policy = [], tiny_policy()
+    watched(policy)
+    rollout = rollout_of(policy, tmp_path, 4, lambda *news: told.append(news), lambda message: None)
+    answers(rollout, prompts_of(policy), 2, Sampling(max_completion_length=2))
+    assert told == [("generating", 4, 10), ("generating", 8, 10), ("generating", 10, 10)]
 
 
 @pytest.mark.parametrize("is_training", [True, False])

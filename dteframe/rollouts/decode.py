@@ -134,7 +134,7 @@ def sample_rows(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-    return _up_to_the_end(token_ids[:, : step + 1], logprobs[:, : step + 1], is_end)
+    return up_to_the_end(token_ids[:, : step + 1], logprobs[:, : step + 1], is_end)
 
 
 def sample_tokens(
@@ -187,12 +187,12 @@ def truncated(
     return scores
 
 
-def _up_to_the_end(
+def up_to_the_end(
     token_ids: Int[Tensor, "rows longest"],
     logprobs: Float[Tensor, "rows longest"],
     is_end: Bool[Tensor, "vocabulary"],
 ) -> SampledRows:
-    """Find where each row ends: rows go on after their end token until they leave."""
+    """Find where each row ends: rows may go on after their end token until they leave."""
     ends = is_end[token_ids].cpu().numpy()
     has_stopped = np.any(ends, axis=1)
     lengths = np.where(has_stopped, ends.argmax(axis=1) + 1, ends.shape[1])

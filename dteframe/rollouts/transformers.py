@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 
 from dteframe import (
@@ -26,6 +26,7 @@ from dteframe import (
 from dteframe.memory import sampling_bytes
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dteframe.rollouts.decode import SampledRows
@@ -72,6 +73,7 @@ class TransformersRollout(Rollout):
         """Take the policy and find the tokens that end a completion."""
         self._policy = policy
         self._end_token_ids = end_token_ids(policy.module, policy.tokenizer)
+        self._has_said_that_it_is_slower = False
 
     def sync(self, policy: Policy) -> None:
         """Take the policy, whose module may be another object; its weights are shared."""
@@ -81,47 +83,94 @@ class TransformersRollout(Rollout):
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
     ) -> Sequence[Sequence[Completion]]:
         """Sample completions; prompts of like length are decoded together."""
+        from dteframe.rollouts.fused_decoder import refusal
+
         module = self._policy.module
         self._check_lengths(prompts, sampling)
-        completions: list[list[Completion]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
-        prompts_at_once = max(1, self.config.max_batch_rows // max(1, num_generations))
-        num_batches = -(-len(prompts) // prompts_at_once)
+        in_order = [prompts[index] for index in order]
+        seeds_in_order = [seeds[index] for index in order]
+        completions: list[list[Completion]] = [[] for _ in prompts]
+        if not prompts:
+            return completions
         with _evaluating(module):
-            for batch in range(num_batches):
-                indices = order[batch * prompts_at_once : (batch + 1) * prompts_at_once]
-                shape = (num_generations, sampling.max_completion_length)
-                uniforms = np.stack([np.random.default_rng(seeds[index]).random(shape) for index in indices])
-                answers = self._answer([prompts[index] for index in indices], sampling, uniforms)
-                for index, answer in zip(indices, answers, strict=True):
-                    completions[index] = answer
-                if num_batches > 1:
-                    self.context.progress("generating", batch + 1, num_batches)
+            reason = refusal(module)
+            if reason is None:
+                answers = self._answer_fused(in_order, num_generations, sampling, seeds_in_order)
+            else:
+                self._say_once_that_it_is_slower(reason)
+                answers = self._answer_in_batches(in_order, num_generations, sampling, seeds_in_order)
+        for index, answer in zip(order, answers, strict=True):
+            completions[index] = answer
         return completions
 
-    def _answer(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        uniforms: Float[np.ndarray, "prompts generations longest"],
+    def _answer_fused(
+        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
-        """Sample all completions of the prompts of one batch."""
-        import torch
+        """Sample with a decoder made for this call from the module's weights."""
+        from dteframe.rollouts.continuous import Seats, sample_continuously
+        from dteframe.rollouts.fused_decoder import FusedDecoder
 
+        longest_prompt = max(len(prompt.token_ids) for prompt in prompts)
+        decoder = FusedDecoder(self._policy.module, longest_prompt + sampling.max_completion_length)
+        uniforms = uniforms_of(seeds, num_generations, sampling)
+        rows = sample_continuously(
+            Seats(decoder, sampling, self._is_end(decoder.vocabulary_size), uniforms),
+            [prompt.token_ids for prompt in prompts],
+            self.config.max_batch_rows,
+            lambda done, total: self.context.progress("generating", done, total),
+        )
+        return self._grouped(rows, prompts, num_generations)
+
+    def _answer_in_batches(
+        self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Sample with the module itself, batch after batch."""
         from dteframe.rollouts.decode import read_prompts, sample_rows
 
-        module = self._policy.module
-        prefix = read_prompts(module, [prompt.token_ids for prompt in prompts])
-        is_end = torch.zeros(prefix.logits.shape[-1], dtype=torch.bool, device=module.device)
-        is_end[self._end_token_ids] = True
-        answers: list[list[Completion]] = [[] for _ in prompts]
-        for first in range(0, uniforms.shape[1], self.config.max_batch_rows):
-            part = uniforms[:, first : first + self.config.max_batch_rows]
-            rows = sample_rows(module, prefix, sampling, part.reshape(-1, part.shape[-1]), is_end)
-            num_rows = part.shape[1]
-            for row, completion in enumerate(self._completions(rows, prompts, num_rows)):
-                answers[row // num_rows].append(completion)
+        module, max_rows = self._policy.module, self.config.max_batch_rows
+        answers: list[list[Completion]] = []
+        prompts_at_once = max(1, max_rows // max(1, num_generations))
+        for first_prompt in range(0, len(prompts), prompts_at_once):
+            batch = prompts[first_prompt : first_prompt + prompts_at_once]
+            prefix = read_prompts(module, [prompt.token_ids for prompt in batch])
+            is_end = self._is_end(prefix.logits.shape[-1])
+            uniforms = uniforms_of(seeds[first_prompt : first_prompt + len(batch)], num_generations, sampling)
+            in_batch: list[list[Completion]] = [[] for _ in batch]
+            for first in range(0, num_generations, max_rows):
+                part = uniforms[:, first : first + max_rows]
+                rows = sample_rows(module, prefix, sampling, part.reshape(-1, part.shape[-1]), is_end)
+                for group, more in zip(in_batch, self._grouped(rows, batch, part.shape[1]), strict=True):
+                    group += more
+            answers += in_batch
+            if len(prompts) > prompts_at_once:
+                self.context.progress(
+                    "generating", len(answers) * num_generations, len(prompts) * num_generations
+                )
         return answers
+
+    def _is_end(self, vocabulary_size: int) -> Bool[torch.Tensor, "vocabulary"]:
+        """Mark the tokens that end a completion."""
+        import torch
+
+        is_end = torch.zeros(vocabulary_size, dtype=torch.bool, device=self._policy.module.device)
+        is_end[self._end_token_ids] = True
+        return is_end
+
+    def _say_once_that_it_is_slower(self, reason: str) -> None:
+        if not self._has_said_that_it_is_slower:
+            self._has_said_that_it_is_slower = True
+            self.context.warn(
+                f"rollout 'transformers': the fused decoder cannot stand for the model, because {reason}; "
+                "the module itself samples, which is right but slower"
+            )
+
+    def _grouped(
+        self, rows: SampledRows, prompts: Sequence[Prompt], rows_per_prompt: int
+    ) -> list[list[Completion]]:
+        """Give the completions of each prompt."""
+        flat = list(self._completions(rows, prompts, rows_per_prompt))
+        return [flat[at * rows_per_prompt : (at + 1) * rows_per_prompt] for at in range(len(prompts))]
 
     def _completions(
         self, rows: SampledRows, prompts: Sequence[Prompt], rows_per_prompt: int
@@ -175,6 +224,14 @@ def end_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
             "end-of-sequence token; set eos_token in the model's tokenizer_config.json"
         )
     return sorted(ids)
+
+
+def uniforms_of(
+    seeds: Sequence[int], num_generations: int, sampling: Sampling
+) -> Float[np.ndarray, "prompts generations longest"]:
+    """Give every prompt the numbers that its completions are sampled with: they depend on its seed alone."""
+    shape = (num_generations, sampling.max_completion_length)
+    return np.stack([np.random.default_rng(seed).random(shape) for seed in seeds])
 
 
 @contextmanager
