@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import rows, run_tiny
+from tiny_run import TINY, rows, run_tiny
 
 from dteframe.contracts import Context, LoraOptions, ModelConfig, Policy
 from dteframe.engine.model_options import apply_model_options
@@ -21,8 +21,9 @@ from dteframe.errors import DataError
 from dteframe.models.attention_ways import check_attention
 from dteframe.models.from_scratch import FromScratch, FromScratchConfig
 from dteframe.objectives.grpo import GRPO, GRPOConfig
-from dteframe.recipe import TrainingConfig
+from dteframe.recipe import TrainingConfig, load_recipe
 from dteframe.records import Completion, CreditedGroup, Group, Prompt, Sampling
+from dteframe.registry import load_registry
 from dteframe.rollouts.transformers import TransformersRollout, TransformersRolloutConfig
 from dteframe.testing.tiny import tiny_policy, tiny_questions
 
@@ -234,6 +235,16 @@ def test_a_pure_bfloat16_run_goes_through_from_its_recipe(tmp_path: Path) -> Non
     options = ("model.dtype=bfloat16", "training.float32_master_weights=false", "training.max_steps=2")
     run_tiny(tmp_path, *options)
     assert all(row["update/gradient_norm"] > 0 for row in rows(tmp_path, "metrics")[1:])
+
+
+def test_a_recipe_of_pure_bfloat16_is_told_which_weights_will_not_move(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    options = ("model.dtype=bfloat16", "training.float32_master_weights=false", "training.learning_rate=1e-6")
+    note, *_ = load_recipe(tmp_path / "tiny.yaml", options, load_registry()).notes
+    assert note == (
+        "--set training.float32_master_weights=false: training.float32_master_weights: steps of about "
+        "training.learning_rate 1e-06 are lost on every weight above about 0.00026, which may be nearly all"
+    )
 
 
 KILLER = """
