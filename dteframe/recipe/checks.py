@@ -233,8 +233,8 @@ def notes(sections: Sections) -> Iterator[Contradiction]:
     if training is not None and not training.float32_master_weights:
         yield (
             ("training", "float32_master_weights"),
-            f"steps of about training.learning_rate {training.learning_rate:g} are lost on every weight above "
-            f"about {256 * training.learning_rate:.2g}, which may be nearly all",
+            f"steps of about training.learning_rate {training.learning_rate:g} are lost on every weight "
+            f"above about {256 * training.learning_rate:.2g}, which may be nearly all",
         )
     arithmetic = sections.arithmetic()
     if arithmetic is None or arithmetic.reference_size == 0:
