@@ -50,7 +50,7 @@ def hooks_of(tracker) -> pluggy.HookRelay:
 def run_report(folder: Path, first_step: int = 0) -> RunReport:
     arithmetic = BatchArithmetic(4, 2, 2, 1, 0, 0, 16, 16)
     left_out = {"duplicate": 3}
-    return RunReport("demo", folder, "cpu", 612_000, 612_000, 100, 8, left_out, arithmetic, first_step)
+    return RunReport("demo", folder, "cpu", 1, 612_000, 612_000, 100, 8, left_out, arithmetic, first_step)
 
 
 def group(purpose: str = "train", reward: float = 0.5) -> Group:
