@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,8 +12,9 @@ from transformers import PreTrainedModel
 
 from dteframe.engine.pack import Row
 
-MAX_LOGITS = 2**28
-"""Logits of a chunk of tokens; two float32 buffers of this many exist at a time at most."""
+MAX_LOGITS = 2**26
+"""Logits of a chunk of tokens, 441 tokens at a vocabulary of 152k; they take two float32 buffers of 256 MiB.
+Larger chunks are no faster (measured from 2**23 to 2**27 on a CPU)."""
 
 
 class ScorerInputs(NamedTuple):
@@ -69,6 +71,15 @@ class CompletionScorer(torch.nn.Module):
         self._temperature = temperature
         self.has_plain_head = self._head_gives_the_logits() if has_plain_head is None else has_plain_head
 
+    @contextmanager
+    def at_temperature(self, temperature: float) -> Iterator[None]:
+        """Divide logits by another temperature for a while."""
+        usual, self._temperature = self._temperature, temperature
+        try:
+            yield
+        finally:
+            self._temperature = usual
+
     def forward(
         self,
         token_ids: torch.Tensor,
@@ -82,8 +93,8 @@ class CompletionScorer(torch.nn.Module):
             [tokens] of the distributions that the tokens are from, nats, float32, without gradient.
         """
         run = self._decoder if self.has_plain_head else self.module
-        # Rows are filled up on the right, where causal attention never looks. With a mask, attention would keep
-        # rows x length x length of it in every layer, and a GPU could not take its fastest way.
+        # Rows are filled up on the right, where causal attention never looks. A mask would be kept as
+        # rows x length x length in every layer, and keep a GPU from its fastest attention.
         results = run(input_ids=token_ids, position_ids=positions, use_cache=False)
         outputs: torch.Tensor = results.last_hidden_state if self.has_plain_head else results.logits
         # The output at a position is about the next token.
@@ -167,6 +178,7 @@ class _LinearLogprobs(torch.autograd.Function):
     """``linear_logprobs``, which computes a chunk's logits again for the gradient.
 
     A single chunk keeps its probabilities instead: they would be made again before anything else is freed.
+    Chunks write into the same memory: on a CPU, fresh memory costs more than what is computed in it.
     """
 
     @staticmethod
@@ -178,37 +190,38 @@ class _LinearLogprobs(torch.autograd.Function):
         targets: torch.Tensor,
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, entropies, normalisers = hidden.new_empty((3, len(targets)), dtype=dtype)
-        is_single = len(targets) <= _tokens_per_chunk(len(weight))
-        kept = None
-        for chunk in _chunks(len(targets), len(weight)):
-            scored = _score_logits(_logits(hidden[chunk], weight, bias, temperature), targets[chunk])
-            logprobs[chunk], entropies[chunk], normalisers[chunk] = scored[:3]
-            kept = scored[3] if is_single else None
-            del scored  # It holds a buffer that the next chunk needs.
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, kept)
+        logits, table = _chunk_memory(hidden, weight), _chunk_memory(hidden, weight)
+        logprobs, entropies = hidden.new_empty((2, len(targets)), dtype=logits.dtype)
+        for chunk in _chunks(len(targets), len(logits)):
+            given = _put_logits(logits, hidden[chunk], weight, bias, temperature)
+            logs = torch.log_softmax(given, -1, out=table[: len(given)])
+            logprobs[chunk] = logs.gather(-1, targets[chunk, None]).squeeze(-1)
+            probabilities = torch.exp(logs, out=given)
+            entropies[chunk] = logs.mul_(probabilities).sum(-1).neg_()
+        kept = logits if len(logits) == len(targets) else None
+        ctx.save_for_backward(hidden, weight, bias, targets, kept)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, targets, normalisers, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        dtype = normalisers.dtype
+        probabilities = _chunk_memory(hidden, weight)
+        logits = _chunk_memory(hidden, weight) if kept is None else kept
+        dtype = logits.dtype
         of_hidden = torch.empty_like(hidden) if needs_hidden else None
         of_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
         of_bias = torch.zeros_like(bias, dtype=dtype) if needs_bias else None
         # Of a token's logits: (1 at the target - probability) x the gradient / temperature.
         scale = (-gradients[0] / ctx.temperature)[:, None]
-        for chunk in _chunks(len(targets), len(weight)):
+        for chunk in _chunks(len(targets), len(logits)):
             if kept is None:
-                logits = _logits(hidden[chunk], weight, bias, ctx.temperature)
-                of_logits = logits.sub_(normalisers[chunk, None]).exp_().mul_(scale[chunk])
-                del logits
+                given = _put_logits(logits, hidden[chunk], weight, bias, ctx.temperature)
+                of_logits = torch.softmax(given, -1, out=probabilities[: len(given)]).mul_(scale[chunk])
             else:
-                of_logits = kept * scale
+                of_logits = torch.mul(kept, scale, out=probabilities)
             of_logits.scatter_add_(-1, targets[chunk, None], -scale[chunk])
             if of_bias is not None:
                 of_bias += of_logits.sum(0)
@@ -219,7 +232,6 @@ class _LinearLogprobs(torch.autograd.Function):
                 of_weight.addmm_(of_logits.t(), hidden[chunk])
             elif of_weight is not None:
                 of_weight += of_logits.t() @ hidden[chunk]
-            del of_logits  # As above.
         return (
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),
@@ -229,31 +241,33 @@ class _LinearLogprobs(torch.autograd.Function):
         )
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, temperature: float
+def _chunk_memory(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Give room for a chunk's logits, not yet written, in float32 or better."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    size = min(len(hidden), _tokens_per_chunk(len(weight)))
+    return hidden.new_empty((size, len(weight)), dtype=dtype)
+
+
+def _put_logits(
+    memory: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    temperature: float,
 ) -> torch.Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+    """Write the logits of a chunk over those before; give the part of the memory that they take."""
+    logits = memory[: len(hidden)]
+    if hidden.dtype != memory.dtype:
+        logits.copy_(torch.nn.functional.linear(hidden, weight, bias))
+    elif bias is None:
+        torch.mm(hidden, weight.t(), out=logits)
+    else:
+        torch.addmm(bias, hidden, weight.t(), out=logits)
+    return logits.div_(temperature)
 
 
-def _score_logits(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Give log-probs, entropies, normalisers (logs of sums) and probabilities; overwrites the logits."""
-    highest = logits.amax(-1, keepdim=True)
-    logits.sub_(highest)
-    picked = logits.gather(-1, targets[:, None])
-    probabilities = logits.exp()
-    total = probabilities.sum(-1, keepdim=True)
-    probabilities.div_(total)
-    log_total = total.log()
-    entropies = log_total - logits.mul_(probabilities).sum(-1, keepdim=True)
-    found = (picked - log_total, entropies, highest + log_total)
-    return (*(item.squeeze(-1) for item in found), probabilities)
-
-
-def _chunks(num_tokens: int, vocabulary_size: int) -> Iterator[slice]:
-    size = _tokens_per_chunk(vocabulary_size)
-    for start in range(0, num_tokens, size):
-        yield slice(start, start + size)
+def _chunks(num_tokens: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, num_tokens, max(1, size)))
 
 
 def _tokens_per_chunk(vocabulary_size: int) -> int:
