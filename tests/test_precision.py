@@ -24,6 +24,7 @@ from dteframe.objectives.grpo import GRPO, GRPOConfig
 from dteframe.recipe import TrainingConfig, load_recipe
 from dteframe.records import Completion, CreditedGroup, Group, Prompt, Sampling
 from dteframe.registry import load_registry
+from dteframe.rollouts.fused_decoder import refusal
 from dteframe.rollouts.transformers import TransformersRollout, TransformersRolloutConfig
 from dteframe.testing.tiny import tiny_policy, tiny_questions
 
@@ -140,6 +141,13 @@ def test_sampling_keeps_its_keys_and_values_whatever_an_update_keeps() -> None:
         assert widths[0] == 3 and set(widths[1:]) == {1}  # one token at a time after the prompts
         found.append([list(answer.token_ids) for group in answers for answer in group])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(r=4)])
+def test_a_policy_that_checkpoints_gradients_is_still_sampled_by_the_fused_decoder(
+    lora: LoraOptions | None,
+) -> None:
+    assert refusal(policy_with(training(**CHECKPOINTING), lora).module) is None
 
 
 def test_a_model_that_cannot_checkpoint_gradients_is_named() -> None:
