@@ -131,9 +131,17 @@ class UpdateReport(StageReport):
     temperature; None if none ran."""
     sampler_logprob_difference_max_nats: float | None
     """Largest difference of sampler and trainer log-probs on fresh tokens before the first optimizer step."""
+    num_forward_tokens: int = 0
+    """Tokens of prompts and completions run forward with gradient, over all passes; padding left out."""
+    model_flops: float | None = None
+    """Floating-point operations of the model: forward and backward, and forward alone where only scores are
+    wanted; what gradient checkpointing computes again is left out. None for models that are no plain
+    decoders."""
+    trained_forward_flops: float | None = None
+    """Those of the forward passes with gradient: gradient checkpointing does them twice."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """The objective's own figures, means over the tokens that ran; and of the importance weights, probability at
-    the start of the step over that of the sampler, uncapped, ``fresh_importance_weight_mean``,
+    """The objective's own figures, means over the tokens that ran; and of the importance weights, probability
+    at the start of the step over that of the sampler, uncapped, ``fresh_importance_weight_mean``,
     ``fresh_importance_weight_max`` and ``fresh_effective_sample_fraction`` (1: all tokens count alike), and
     the same of replayed tokens (``replayed_...``)."""
 
@@ -207,6 +215,27 @@ class TimeReport(StageReport):
     """Per stage: ``load_seconds``, ``embed_seconds``, ``references_seconds``, ``predict_seconds``,
     ``select_seconds``, ``generate_seconds``, ``score_seconds``, ``replay_seconds``, ``update_seconds``,
     ``evaluate_seconds``, ``canary_seconds``, ``checkpoint_seconds`` and the rest, ``other_seconds``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputReport(StageReport):
+    """How fast the step was, and how much memory it took."""
+
+    stage: ClassVar[str] = "throughput"
+    generated_tokens_per_second: float | None
+    """Tokens sampled for training over ``time/generate_seconds``; None where the step generated none."""
+    updated_tokens_per_second: float | None
+    """``update/num_forward_tokens`` over ``time/update_seconds``."""
+    update_model_flops_per_second: float | None
+    """``update/model_flops`` over ``time/update_seconds``, all processes together."""
+    model_flop_utilization: float | None
+    """The same over what the devices can do in dense bfloat16; None where that is unknown (a device that is
+    not in the table of ``dteframe/flops.py``, another type of parameters)."""
+    hardware_flop_utilization: float | None
+    """With gradient checkpointing: the same with what is computed again."""
+    peak_memory_bytes: int
+    """Of the main process: on CUDA the most that tensors took in this step, on a CPU the most that the
+    process ever had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,13 @@ def run_tiny(folder: Path, *overrides: str, resume: bool = False, plugins: Path 
 
 
 def rows(folder: Path, name: str) -> list[dict[str, object]]:
-    """Read a JSON-lines file of the tiny run, without what a clock decides."""
+    """Read a JSON-lines file of the tiny run, without what a clock or the machine decides."""
     lines = (folder / "runs" / "tiny" / f"{name}.jsonl").read_text().splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if not key.endswith("_seconds")}
+        {
+            key: value
+            for key, value in json.loads(line).items()
+            if not key.endswith("_seconds") and not key.startswith("throughput/")
+        }
         for line in lines
     ]

@@ -24,6 +24,9 @@ class Meter:
         self.rollouts: Counter[str] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Since the start of the run, by stage, ``other`` included."""
+        self.last_step_tokens: Counter[str] = Counter()
+        """Of the step that was closed last, by purpose."""
+        self._step_tokens: Counter[str] = Counter()
         self._step_seconds: defaultdict[str, float] = defaultdict(float)
         self._step_began = time.perf_counter()
 
@@ -31,6 +34,7 @@ class Meter:
         """Count what was generated, under its purpose."""
         for group in groups:
             self.tokens[group.purpose] += group.num_tokens
+            self._step_tokens[group.purpose] += group.num_tokens
             self.rollouts[group.purpose] += group.trials
 
     @contextmanager
@@ -51,6 +55,7 @@ class Meter:
         for stage, seconds in self._step_seconds.items():
             self.seconds[stage] += seconds
         self._step_seconds.clear()
+        self.last_step_tokens, self._step_tokens = self._step_tokens, Counter()
         self._step_began = now
         return TimeReport(step_seconds=whole, figures=figures)
 

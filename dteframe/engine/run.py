@@ -37,6 +37,7 @@ from dteframe.engine.sharding import Skeleton
 from dteframe.engine.shared_state import SavePolicy
 from dteframe.engine.step import training_step
 from dteframe.engine.streams import Streams
+from dteframe.engine.throughput import throughput_of
 from dteframe.errors import DataError, ResumeError
 from dteframe.recipe import LoadedRecipe, Recipe
 from dteframe.registry import Registry
@@ -138,7 +139,7 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
     report = StepReport(
         step=progress.step,
         max_steps=setup.recipe.training.max_steps,
-        stages=(*stages, times, setup.meter.costs()),
+        stages=(*stages, times, throughput_of(setup, stages, times), setup.meter.costs()),
     )
     progress.note(report)
     if progress.step == NUM_STEPS_WITHOUT_SIGNAL and progress.informative_groups == 0:

@@ -13,12 +13,13 @@ import torch
 
 from dteframe.contracts import LossInputs, Objective, Policy
 from dteframe.engine.distributed import ALONE, Processes
+from dteframe.engine.loaded_sizes import loaded_sizes
 from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
 from dteframe.engine.lora import without_adapter
 from dteframe.engine.optimizer import Optimizer, OptimizerSettings, check_names
 from dteframe.engine.pack import MicroBatches, Minibatch, Row, pack, shared_out, split_alike
 from dteframe.engine.sharding import Precision, Skeleton, first_scorer, gathered, release, shard
-from dteframe.engine.update_work import UpdateWork, by_row
+from dteframe.engine.update_work import UpdateWork, by_row, lengths_of
 from dteframe.errors import DTEFrameError
 from dteframe.records import CreditedGroup, Sampling
 from dteframe.reports import UpdateReport
@@ -68,6 +69,7 @@ class Learner:
         if not any(parameter.requires_grad for parameter in policy.module.parameters()):
             raise UpdateError("model: no parameter is trainable; unfreeze some")
         self._pad_token_id = _pad_token_id(policy)
+        self._sizes = loaded_sizes(policy.module)
         self._scorer = first_scorer(policy, sampling.temperature, processes)
         self._reference: Policy | None = None
         self._reference_scorer: CompletionScorer | None = None
@@ -117,7 +119,8 @@ class Learner:
         num_left_out = 0
         if not objective.equal_rewards_carry_gradient:
             num_left_out = sum(item.group.has_equal_rewards for item in credited)
-        return work.report(self._processes.exchange(work.figures), learning_rate, num_left_out)
+        every = self._processes.exchange(work.figures)
+        return work.report(every, learning_rate, num_left_out, self._sizes)
 
     def logprobs(self, rows: Sequence[Row], temperature: float | None = None) -> list[torch.Tensor]:
         """Give the completions' log-probs under the present policy: float32 nats, one tensor a row.
@@ -209,6 +212,7 @@ class Learner:
                 unknown = [[row for row in share if row.index not in known] for share in shares]
                 found = self._score_shares(unknown)
                 work.figures.num_proximal_rows += len(found)
+                work.figures.scored.note(lengths_of(unknown[self._processes.rank]))
                 work.proximal.update(found)
 
     def _shares(self, rows: Sequence[Row]) -> list[tuple[Row, ...]]:
@@ -274,6 +278,7 @@ class Learner:
         outputs.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._optimizer.gather_gradients()
         work.figures.num_forward_rows += len(rows)
+        work.figures.trained.note(lengths_of(rows))
         work.figures.num_tokens += len(logprobs)
         work.figures.entropy_nats += float(entropies.sum())
         for name, value in outputs.sums.items():
@@ -291,6 +296,7 @@ class Learner:
         with torch.no_grad(), self._as_first_policy():
             for rows in micro_batches:
                 work.reference.update(by_row(rows, self._score(self._reference_scorer, rows)[0]))
+                work.figures.scored.note(lengths_of(rows))
         release(self._reference_scorer)
 
     def _as_first_policy(self) -> AbstractContextManager[None]:

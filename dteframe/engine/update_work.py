@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from dteframe.engine.pack import Row
+from dteframe.flops import PassSizes, forward_flops, update_flops
+from dteframe.records import ModelSizes
 from dteframe.reports import UpdateReport
 
 
@@ -58,6 +60,10 @@ class UpdateFigures:
     num_forward_rows: int = 0
     num_proximal_rows: int = 0
     sampler_difference: float | None = None
+    trained: PassSizes = field(default_factory=PassSizes)
+    """Rows run with gradient."""
+    scored: PassSizes = field(default_factory=PassSizes)
+    """Rows run without."""
     fresh_weights: WeightSums = field(default_factory=WeightSums)
     """Probability at the start of the step over that of the sampler, of every fresh token, uncapped."""
     replayed_weights: WeightSums = field(default_factory=WeightSums)
@@ -77,6 +83,8 @@ class UpdateFigures:
         self.num_forward_rows += other.num_forward_rows
         self.num_proximal_rows += other.num_proximal_rows
         self.note_sampler_difference(other.sampler_difference)
+        self.trained.add(other.trained)
+        self.scored.add(other.scored)
         self.fresh_weights.add(other.fresh_weights)
         self.replayed_weights.add(other.replayed_weights)
 
@@ -112,9 +120,13 @@ class UpdateWork:
                 self.figures.note_sampler_difference(float(difference))
 
     def report(
-        self, every: Sequence[UpdateFigures], learning_rate: float, num_equal_reward_groups: int
+        self,
+        every: Sequence[UpdateFigures],
+        learning_rate: float,
+        num_equal_reward_groups: int,
+        sizes: ModelSizes | None,
     ) -> UpdateReport:
-        """Sum the update up, over the figures of all processes."""
+        """Sum the update up, over the figures of all processes; without ``sizes`` no operations are told."""
         total = UpdateFigures()
         for figures in every:
             total.add(figures)
@@ -129,8 +141,16 @@ class UpdateWork:
             num_proximal_rows=total.num_proximal_rows,
             entropy_nats=total.entropy_nats / total.num_tokens if total.num_tokens else None,
             sampler_logprob_difference_max_nats=total.sampler_difference,
+            num_forward_tokens=total.trained.num_tokens,
+            model_flops=update_flops(sizes, total.trained, total.scored) if sizes else None,
+            trained_forward_flops=forward_flops(sizes, total.trained) if sizes else None,
             figures=means | total.fresh_weights.figures("fresh") | total.replayed_weights.figures("replayed"),
         )
+
+
+def lengths_of(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Count the tokens of each row and of its completion."""
+    return [(row.num_tokens, len(row.completion.token_ids)) for row in rows]
 
 
 def by_row(rows: Sequence[Row], values: torch.Tensor) -> dict[int, torch.Tensor]:
