@@ -201,6 +201,9 @@ def sweep(  # noqa: PLR0913  # one parameter per option of the command
     resume: Annotated[
         bool, typer.Option("--resume", help="Print commands that go on from checkpoints.")
     ] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", metavar="N", min=1, help="Let each run have N processes.")
+    ] = None,
     plugins: PluginPaths = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -216,6 +219,8 @@ def sweep(  # noqa: PLR0913  # one parameter per option of the command
         loaded = load_sweep(sweep_file, overrides or (), lambda recipe: load_registry(plugins, near=recipe))
         _say(loaded.notes)
         options = ["--runs", str(runs or Path("runs") / sweep_file.stem), *(["--resume"] if resume else [])]
+        if processes is not None:
+            options += ["--processes", str(processes)]
         for path in plugins or ():
             options += ["--plugins", str(path)]
         commands = [["dteframe", "run", str(loaded.recipe), *run.overrides, *options] for run in loaded.runs]

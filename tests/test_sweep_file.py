@@ -248,14 +248,14 @@ def test_a_recipe_whose_path_has_an_equals_sign_is_no_override(sweep_file):
 
 
 def test_sweep_prints_one_command_per_run_and_runs_nothing(sweep_file):
-    done = dteframe_does("sweep", sweep_file(), "training.max_steps=1", "--resume")
+    done = dteframe_does("sweep", sweep_file(), "training.max_steps=1", "--resume", "--processes", 2)
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) == 8
     assert lines[0] == (
         "dteframe run base.yaml name=small-grpo-s0 seed=0 training.evaluate_every=1 model.hidden_size=32 "
         "'estimator={type: none}' 'selector={type: uniform}' 'replay={type: none}' training.max_steps=1 "
-        "--runs runs/mine --resume"
+        "--runs runs/mine --resume --processes 2"
     )
     assert not Path("runs").exists()
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The runs of a sweep under SLURM, each on one machine with all of its GPUs, as the tasks of a job array.
 #
-#   dteframe sweep recipes/sweeps/paper_pairs.yaml --resume | sed 's/$/ --processes 8/' > commands.txt
+#   dteframe sweep recipes/sweeps/paper_pairs.yaml --resume --processes 8 > commands.txt
 #   sbatch --array "1-$(wc -l < commands.txt)%4" recipes/cluster/slurm_sweep.sh commands.txt      # four at a time
 #
 # A task that SLURM queues again goes on from its run's newest checkpoint, because of --resume.
