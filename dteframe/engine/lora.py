@@ -38,6 +38,8 @@ def add_lora(policy: Policy, options: LoraOptions, rng: np.random.Generator) -> 
 
     Raises:
         DataError: peft is not installed, or a target module is no linear layer of the model.
+
+    Source: LoRA, arXiv:2106.09685; with ``use_rslora`` rsLoRA, arXiv:2312.03732. The layers are peft's.
     """
     if importlib.util.find_spec("peft") is None:
         raise DataError(
