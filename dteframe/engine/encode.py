@@ -17,9 +17,19 @@ TEXTS_PER_BATCH = 32
 def encode_with(
     policy: Policy, texts: Sequence[str], progress: Callable[[str, int, int], None]
 ) -> Float[np.ndarray, "texts width"]:
-    """Average the policy's last hidden states over each text's tokens, in float32."""
-    import torch
+    """Average the policy's last hidden states over each text's tokens, in float32.
 
+    Raises:
+        ValueError: the policy is sharded, and this process alone cannot run it.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(next(policy.module.parameters()), DTensor):
+        raise ValueError(
+            "encode_with_policy: the policy is spread over the processes by now and cannot embed in one of "
+            "them; embed in start()"
+        )
     rows = []
     policy.module.eval()  # type: ignore[no-untyped-call]  # transformers wraps it untyped
     with torch.no_grad():

@@ -13,6 +13,7 @@ from dteframe.engine.distributed import Processes, device_of_this_process
 from dteframe.engine.member import Work, join
 from dteframe.engine.meter import Meter
 from dteframe.engine.model_options import checkpoint_gradients
+from dteframe.engine.run import saying_how_to_go_on
 from dteframe.engine.run_folder import cache_folder
 from dteframe.engine.sharding import Skeleton
 from dteframe.recipe import LoadedRecipe
@@ -39,15 +40,16 @@ def follow_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, p
         progress=lambda what, done, total: None,
         warn=untold.append,
     )
-    skeleton: Skeleton | None = processes.broadcast(None)
-    assert skeleton is not None
-    policy = skeleton.build(context.device)
-    if recipe.training.gradient_checkpointing:
-        checkpoint_gradients(policy.module)
-    parts = assemble(recipe, registry, context)
-    member = join(recipe, context, parts, policy, Meter(), processes, untold)
-    while (work := _next(processes)) is not None:
-        work.do(member)
+    with saying_how_to_go_on(context.run_folder, registry):
+        skeleton: Skeleton | None = processes.broadcast(None)
+        assert skeleton is not None
+        policy = skeleton.build(context.device)
+        if recipe.training.gradient_checkpointing:
+            checkpoint_gradients(policy.module)
+        parts = assemble(recipe, registry, context)
+        member = join(recipe, context, parts, policy, Meter(), processes, untold)
+        while (work := _next(processes)) is not None:
+            work.do(member)
 
 
 def _next(processes: Processes) -> Work[Any] | None:

@@ -15,6 +15,11 @@ from torch.distributed.run import run as torchrun
 from dteframe.errors import DTEFrameError
 
 
+INTERRUPTED = 130
+"""Exit code after control-C, as shells have it."""
+LAUNCHER = "torch.distributed.elastic"
+
+
 class ProcessDiedError(DTEFrameError):
     """A process of the run that ended without a word of its own."""
 
@@ -23,16 +28,16 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
     """Run ``dteframe ARGUMENTS`` in ``count`` processes.
 
     Returns:
-        The exit code: of the first that failed, which has said why.
+        The exit code: of the first that failed, or after a signal that has ended all; it has said why.
 
     Raises:
         ProcessDiedError: a process was killed.
-        KeyboardInterrupt: this one was asked to end, and has ended all.
     """
     # Processes that share a machine share its cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     # Its log repeats, with tracebacks, what the process that failed says in a sentence.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith(LAUNCHER)]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     options = ["--standalone", f"--nproc-per-node={count}", "-m", "dteframe", *arguments]
     try:
         torchrun(get_args_parser().parse_args(options))  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -41,8 +46,8 @@ def run_processes(count: int, arguments: Sequence[str]) -> int:
         if failure.exitcode < 0:
             raise ProcessDiedError(_how_it_died(rank, count, failure)) from error
         return failure.exitcode
-    except SignalException as ended:
-        raise KeyboardInterrupt from ended
+    except SignalException:
+        return INTERRUPTED
     return 0
 
 

@@ -18,6 +18,7 @@ from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_
 from dteframe.engine.distributed import ALONE, Processes, device_of_this_process
 from dteframe.engine.encode import encode_with
 from dteframe.engine.evaluate import evaluate
+from dteframe.engine.fit import warn_of_shortage
 from dteframe.engine.member import join
 from dteframe.engine.meter import Meter
 from dteframe.engine.model_options import apply_model_options, num_trainable
@@ -66,7 +67,7 @@ def run_recipe(
     with locked(folder):
         check_run_folder(folder, recipe, registry, resume=resume, warn=context.warn)
         parts = assemble(recipe, registry, context)
-        with _listening(parts, registry.hooks), _saying_how_to_go_on(folder, registry):
+        with _listening(parts, registry.hooks), saying_how_to_go_on(folder, registry):
             setup = _begin(recipe, context, parts, registry, progress, processes)
             registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
             _train(setup, progress)
@@ -173,6 +174,7 @@ def _set_up(
         with calls.running(parts.model):
             policy = parts.model.load(tuple(pool.train.values()))
         apply_model_options(policy, recipe.model, training, streams(0, "lora"))
+        warn_of_shortage(recipe, policy, context, processes.count)
         pool, prompts = encode_prompts(pool, policy.tokenizer, training.max_prompt_length, context.warn)
     _refuse_small_pool(recipe, pool)
     with meter.stage("embed"), calls.running(parts.estimator):
@@ -234,7 +236,7 @@ def _context(recipe: Recipe, folder: Path, hooks: pluggy.PluginManager, progress
 
 
 @contextmanager
-def _saying_how_to_go_on(folder: Path, registry: Registry) -> Iterator[None]:
+def saying_how_to_go_on(folder: Path, registry: Registry) -> Iterator[None]:
     """Add to whatever ends a run early what is left of it."""
     try:
         yield

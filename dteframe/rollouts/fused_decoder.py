@@ -31,8 +31,9 @@ FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 """RMSNorm, rotary positions, grouped attention, gated SiLU: what ``FusedDecoder`` computes."""
 CHANGING_ROPE_TYPES = ("dynamic", "longrope")
 """Their frequencies depend on the longest text read so far."""
-RECORDING_HOOKS = "transformers.utils.output_capturing"
-"""Whose hooks change nothing: they stay on a module once its hidden states have been asked for."""
+HARMLESS_HOOKS = ("transformers.utils.output_capturing", "torch.distributed.")
+"""Whose hooks change nothing: the first stay on a module once its hidden states have been asked for, the
+others gather a module's shards, which are gathered while it samples."""
 PACKED_FROM_NUMEL = 1 << 17
 """Weights of at least so many numbers are laid out for oneDNN; for smaller ones MKL is as fast."""
 PACKED_FOR_ROWS = 64
@@ -67,7 +68,7 @@ def _refusals_of_parts(module: PreTrainedModel) -> Iterator[str]:
     for name, part in module.named_modules():
         where = name or "the module"
         hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-        if any(hook.__module__ != RECORDING_HOOKS for hook in hooks):
+        if not all(hook.__module__.startswith(HARMLESS_HOOKS) for hook in hooks):
             yield f"{where} has hooks"
         if "forward" in vars(part):
             yield f"{where} has a forward of its own"
