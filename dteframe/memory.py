@@ -14,7 +14,7 @@ from dteframe.records import ModelSizes
 GIB, MIB = 2**30, 2**20
 FLOAT32 = 4
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2}
-LOGITS_OF_A_CHUNK = 2**28
+LOGITS_OF_A_CHUNK = 2**26
 """Logits that exist at a time when completions are scored; a single token's always do."""
 ADAM_MOMENTS = 2
 """AdamW keeps a mean of gradients and of squared gradients for every parameter."""
@@ -239,11 +239,13 @@ def head_bytes(sizes: ModelSizes, num_completion_tokens: int) -> int:
     """Give what log-probs of completion tokens take: two float32 buffers of a chunk's logits, and gradients.
 
     The states before the head are copied and have a gradient; the head's own gradient is summed in float32.
+    In bfloat16, a chunk's logits and its part of the head's gradient exist in bfloat16 too.
     """
-    logits = 2 * FLOAT32 * min(num_completion_tokens * sizes.vocabulary_size, LOGITS_OF_A_CHUNK)
+    width = 0 if sizes.parameter_bytes == FLOAT32 else sizes.parameter_bytes
+    chunk = min(num_completion_tokens * sizes.vocabulary_size, LOGITS_OF_A_CHUNK)
     states = 2 * num_completion_tokens * sizes.hidden_size * sizes.parameter_bytes
-    head = 0 if sizes.num_adapter_parameters else FLOAT32 * sizes.vocabulary_size * sizes.hidden_size
-    return logits + states + head
+    head = 0 if sizes.num_adapter_parameters else sizes.vocabulary_size * sizes.hidden_size
+    return chunk * (2 * FLOAT32 + width) + states + head * (FLOAT32 + width)
 
 
 def backward_bytes(sizes: ModelSizes, num_tokens: int) -> int:

@@ -34,7 +34,11 @@ CONTROL_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def memory_plan(
-    recipe: Recipe, sizes: ModelSizes, num_processes: int = 1, device_bytes: int | None = None
+    recipe: Recipe,
+    sizes: ModelSizes,
+    num_processes: int = 1,
+    device_bytes: int | None = None,
+    device: str | None = None,
 ) -> MemoryPlan:
     """Add up what each stage of a step takes on the device of one process.
 
@@ -43,10 +47,12 @@ def memory_plan(
         sizes: the model's, from its configuration or as it was loaded; LoRA is added here.
         num_processes: the processes that share model and questions.
         device_bytes: the device's memory, for rollouts that take a share of it.
+        device: ``cpu`` or a GPU; None for what the recipe says, where ``auto`` counts as a GPU.
     """
     if recipe.model.lora is not None:
         sizes = _with_lora(sizes, recipe.model.lora)
-    settings = _settings(recipe, num_processes)
+    device = device or recipe.training.device
+    settings = _settings(recipe, num_processes, device)
     rows, row_length, is_only = _longest_micro_batch(recipe, num_processes)
     completion_tokens = rows * recipe.rollout.max_completion_length
     sampling = recipe.rollout.memory(sizes, recipe.arithmetic(), num_processes, device_bytes)
@@ -58,7 +64,7 @@ def memory_plan(
         sizes, rows * row_length, gradient_checkpointing=settings.gradient_checkpointing
     )
     is_fused = recipe.training.optim.endswith("_fused")
-    moment = optimizer_step_bytes(sizes, settings, is_fused=is_fused, device=recipe.training.device)
+    moment = optimizer_step_bytes(sizes, settings, is_fused=is_fused, device=device)
     stages = [
         StageMemory.of(
             FORWARD_AND_BACKWARD,
@@ -123,10 +129,11 @@ def machine_bytes() -> int:
     return min(whole, int(limit)) if limit.isdigit() else whole
 
 
-def _settings(recipe: Recipe, num_processes: int) -> MemorySettings:
+def _settings(recipe: Recipe, num_processes: int, device: str) -> MemorySettings:
     return MemorySettings(
         float32_master_weights=recipe.training.float32_master_weights,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
+        cpu_offload=recipe.training.cpu_offload and device != "cpu",  # There it would move nothing.
         keeps_reference_model=recipe.objective.needs_reference_model(),
         num_processes=num_processes,
     )

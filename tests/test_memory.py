@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from dteframe.contracts import Context
+from dteframe.engine.fit import warn_of_shortage
 from dteframe.engine.logprobs import MAX_LOGITS
 from dteframe.memory import (
     LOGITS_OF_A_CHUNK,
@@ -37,9 +39,10 @@ from dteframe.models.from_scratch import FromScratchConfig
 from dteframe.models.pretrained import PretrainedConfig, package_folder
 from dteframe.models.stored_sizes import sizes_of_config
 from dteframe.plan_text import memory_text
-from dteframe.recipe import load_recipe
+from dteframe.recipe import Recipe, load_recipe
 from dteframe.records import ModelSizes, SamplingMemory
 from dteframe.registry import load_registry
+from dteframe.testing.tiny import tiny_policy
 
 ROOT = Path(__file__).parents[1]
 SMALL = ModelSizes(
@@ -215,6 +218,7 @@ def kept_for_backward(sizes: ModelSizes, lora_rank: int, gradient_checkpointing:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("parameter_bytes", [2, 4])
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_activations_are_what_torch_keeps(parameter_bytes, lora_rank):
@@ -237,7 +241,10 @@ def test_checkpointed_activations_are_what_torch_keeps_and_one_block():
 def test_the_logits_are_those_of_a_chunk():
     assert LOGITS_OF_A_CHUNK == MAX_LOGITS
     # Two buffers of 5 x 10 logits, states of 5 x 8 with their gradient, the head's gradient of 10 x 8.
-    assert head_bytes(SMALL, 5) == 2 * 4 * 50 + 2 * 2 * 40 + 4 * 80
+    in_float32 = replace(SMALL, parameter_bytes=4)
+    assert head_bytes(in_float32, 5) == 2 * 4 * 50 + 2 * 4 * 40 + 4 * 80
+    # In bfloat16 the logits and a chunk's part of the head's gradient exist in two bytes too.
+    assert head_bytes(SMALL, 5) == (2 * 4 + 2) * 50 + 2 * 2 * 40 + (4 + 2) * 80
     assert head_bytes(QWEN_1_5B, 10**6) - head_bytes(QWEN_1_5B, 10**5) == 2 * 2 * 1536 * 9 * 10**5
 
 
@@ -409,6 +416,30 @@ def test_a_shortage_in_sampling_names_the_rollouts_knobs(recipe):
     assert "lower rollout.max_batch_rows or rollout.max_completion_length (" in shortage(
         plan, chosen, 1, "cpu"
     )
+
+
+def warnings_before(recipe: Recipe) -> list[str]:
+    told: list[str] = []
+    context = Context(Path("x"), Path("x"), "cpu", 0, progress=lambda *_: None, warn=told.append)
+    warn_of_shortage(recipe, tiny_policy(), context, num_processes=1)
+    return told
+
+
+def test_a_run_that_cannot_fit_is_warned_of(recipe):
+    assert warnings_before(recipe()) == []
+    huge = recipe("training.num_generations=1000000", "training.micro_batch_tokens=1000000000000")
+    (told,) = warnings_before(huge)
+    assert told.startswith("memory: the stage 'forward and backward' needs about ")
+    assert " and cpu has " in told
+    assert "lower training.micro_batch_tokens from 1000000000000, or " in told
+
+
+def test_a_model_of_unknown_sizes_is_not_warned_of(recipe):
+    policy = tiny_policy()
+    policy.module.config.num_experts = 4
+    huge = recipe("training.num_generations=1000000", "training.micro_batch_tokens=1000000000000")
+    context = Context(Path("x"), Path("x"), "cpu", 0, progress=lambda *_: None, warn=pytest.fail)
+    warn_of_shortage(huge, policy, context, num_processes=1)
 
 
 def test_the_device_is_a_gpu_that_is_given_or_the_machine_or_unknown(recipe):
