@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from dteframe.contracts import Context, Policy
+from dteframe.contracts import Context, LoraOptions, Policy
+from dteframe.engine.lora import add_lora
 from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.pack import rows_of
 from dteframe.engine.update import Learner
@@ -49,13 +50,19 @@ class Trace:
     gradients: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     def watch(self, module: torch.nn.Module) -> None:
-        for name, parameter in module.named_parameters():
+        for name, parameter in trainable(module).items():
             parameter.register_post_accumulate_grad_hook(
                 lambda found, name=name: self.gradients[name].append(found.grad.clone())
             )
 
     def last_gradient(self) -> dict[str, torch.Tensor]:
         return {name: found[-1] for name, found in self.gradients.items()}
+
+
+def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Give what is trained, under our names: peft's own model prefixes them."""
+    found = module.named_parameters()
+    return {name.removeprefix("base_model.model."): item for name, item in found if item.requires_grad}
 
 
 @pytest.fixture
@@ -67,18 +74,21 @@ def model_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def load_policy(folder: Path) -> Policy:
+def load_policy(folder: Path, lora: LoraOptions | None = None) -> Policy:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return Policy(module.eval(), AutoTokenizer.from_pretrained(folder), "cpu")
+    policy = Policy(module.eval(), AutoTokenizer.from_pretrained(folder), "cpu")
+    if lora is not None:
+        add_lora(policy, lora, np.random.default_rng(0))
+    return policy
 
 
 def move_away_from_the_first_policy(module: torch.nn.Module) -> None:
     """Make the policy differ from the reference model, on both sides alike."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in trainable(module).values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
@@ -96,10 +106,17 @@ def completions_of(policy: Policy) -> dict[str, list[list[int]]]:
 
 
 def run_trl(
-    folder: Path, out: Path, num_steps: int, micro_batches: int, moved: bool, **options: Any
+    folder: Path,
+    out: Path,
+    num_steps: int,
+    micro_batches: int,
+    moved: bool,
+    lora: LoraOptions | None = None,
+    **options: Any,
 ) -> tuple[Trace, Policy, float]:
     """Train with TRL for ``num_steps`` optimizer steps on one generation batch."""
     from datasets import Dataset
+    from peft import LoraConfig
     from trl import GRPOConfig as TrlConfig
     from trl import GRPOTrainer
 
@@ -160,7 +177,14 @@ def run_trl(
             args=config,
             train_dataset=Dataset.from_dict({"prompt": list(REWARDS)}),
             rollout_func=answer,
+            peft_config=LoraConfig(**lora.model_dump(), task_type="CAUSAL_LM") if lora else None,
         )
+        policy = Policy(trainer.model, policy.tokenizer, "cpu")
+        if lora is not None:  # TRL draws first weights of its own.
+            first = trainable(load_policy(folder, lora).module)
+            policy.module.load_state_dict(
+                {f"base_model.model.{name}": first[name] for name in first}, strict=False
+            )
         if moved:
             move_away_from_the_first_policy(policy.module)
         trace.watch(policy.module)
@@ -170,10 +194,10 @@ def run_trl(
 
 
 def run_ours(
-    folder: Path, micro_batch_tokens: int, moved: bool, **options: Any
+    folder: Path, micro_batch_tokens: int, moved: bool, lora: LoraOptions | None = None, **options: Any
 ) -> tuple[Trace, Policy, UpdateReport]:
     """Make one update of our learner on the same completions."""
-    policy = load_policy(folder)
+    policy = load_policy(folder, lora)
     objective = GRPO(GRPOConfig(**options), context_without_files())
     settings = OptimizerSettings(
         max_steps=1,
@@ -279,3 +303,18 @@ def test_the_kl_term_equals_that_of_trl(
     assert ours.losses == pytest.approx(theirs.losses, abs=1e-5)
     assert_same(ours.last_gradient(), theirs.last_gradient())
     assert_same(dict(our_policy.module.named_parameters()), dict(their_policy.module.named_parameters()))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_an_adapter_learns_as_that_of_trl(model_folder: Path, tmp_path: Path, beta: float) -> None:
+    lora = LoraOptions(r=4, lora_alpha=8)
+    options = {"loss_type": "dapo", "beta": beta, "scale_rewards": "none", "num_iterations": 2}
+    theirs, their_policy, _ = run_trl(model_folder, tmp_path, 2, 1, True, lora, **options)
+    ours, our_policy, report = run_ours(model_folder, 64, True, lora, **options)
+
+    assert report.num_optimizer_steps == 2
+    assert (report.figures.get("kl_reference_nats", 0.0) > 0.005) is (beta > 0)
+    assert ours.losses == pytest.approx([np.mean(theirs.losses)], abs=1e-5)
+    assert max(float(found.abs().max()) for found in theirs.last_gradient().values()) > 1e-3
+    assert_same(ours.last_gradient(), theirs.last_gradient())
+    assert_same(trainable(our_policy.module), trainable(their_policy.module))
