@@ -33,6 +33,8 @@ BUILT_IN = (
     "dteframe.estimators.attention",
     "dteframe.estimators.beta_posterior",
     "dteframe.estimators.recorded",
+    "dteframe.estimators.history_and_attention",
+    "dteframe.estimators.policy_probe",
     "dteframe.selectors.uniform",
     "dteframe.selectors.difficulty_target",
     "dteframe.replay.none",

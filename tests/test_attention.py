@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dteframe import Context, DataError, Observation, Question
-from dteframe.estimators import attention_math
+from dteframe.estimators import attention_math, attention_prediction
 from dteframe.estimators.adapter import (
     AdapterShape,
     build_adapter,
@@ -29,6 +29,7 @@ from dteframe.estimators.adapter_training import (
 )
 from dteframe.estimators.attention import AttentionConfig, AttentionEstimator
 from dteframe.estimators.none import NoneConfig, NoneEstimator
+from dteframe.estimators.references import TrainingReferences
 from dteframe.selectors.difficulty_target import DifficultyTargetConfig, DifficultyTargetSelector
 
 torch = pytest.importorskip("torch")
@@ -647,3 +648,60 @@ def test_real_questions_and_rates_are_predicted_better_than_chance(context):
         mean = estimator.predict(seed).mean
         correlations.append(np.corrcoef(mean[others], rates[others])[0, 1])
     assert np.mean(correlations) > 0.1
+
+
+# Training groups as references
+
+
+def test_training_groups_are_references_that_weigh_by_what_is_left_of_them(context):
+    estimator = started(
+        context,
+        CORNERS,
+        references="training",
+        reference_half_life=10.0,
+        score_temperature=1 / math.log(3),
+        recalibrate="none",
+    )
+    assert list(estimator.references(np.random.default_rng(0))) == []
+    assert estimator.config.num_references() == 0
+    estimator.observe(observation_of([0], [4], 8, version=0, purpose="train"))
+    estimator.observe(observation_of([1], [8], 8, version=10, purpose="train"))
+    estimate = estimator.predict(10)
+    # At step 10 q0 has 2 of 4 left, q1 has 8 of 8. q3: cosines 0 and -1, so weights 4 * 1 and 8 * 1/3
+    assert estimate.mean[3] == pytest.approx((4 * 0.5 + 8 / 3 * 1) / (4 + 8 / 3), abs=1e-6)
+    # q0 is predicted from q1 alone, then its own 2 of 4 are blended in
+    assert estimate.mean[0] == pytest.approx((8 * 1 + 2) / (8 + 4), abs=1e-6)
+    np.testing.assert_allclose(estimate.evidence - estimate.evidence[3], [4, 8, 0, 0], atol=1e-9)
+
+
+def test_only_the_weightiest_training_groups_are_looked_at():
+    references = TrainingReferences(6, size=2, half_life=1.0)
+    for version in range(5):
+        rows = (np.array([version]), np.array([1]), np.array([8]))
+        references.observe(rows, observation_of([version], [1], 8, version, "train"))
+    found = references.at(5)
+    assert found.positions.tolist() == [3, 4]
+    assert found.trials.tolist() == [2.0, 4.0]
+    assert references.at(6).positions.tolist() == [3, 4]
+    assert references.at(8).positions.tolist() == [4]  # 0.5 of 8 rollouts, 0.25 of the other's
+    assert len(references.at(9)) == 0
+
+
+def test_a_pool_in_pieces_is_predicted_as_a_whole(context, monkeypatch):
+    embeddings = np.random.default_rng(0).normal(size=(50, 4))
+    means = []
+    for scores_at_once in (2**22, 7 * 12):
+        monkeypatch.setattr(attention_prediction, "SCORES_AT_ONCE", scores_at_once)
+        estimator = started(context, embeddings, reference_size=12)
+        estimator.observe(observation_of(range(12), [index % 9 for index in range(12)], 8))
+        means.append(estimator.predict(0).mean)
+    np.testing.assert_allclose(*means, atol=1e-6)
+
+
+def test_a_weighted_line_is_that_of_repeated_points():
+    rng = np.random.default_rng(0)
+    predicted, measured, weights = rng.random(20), rng.random(20), rng.integers(1, 4, 20)
+    line = attention_math.fit_line(predicted, measured, weights.astype(float))
+    repeated = attention_math.fit_line(np.repeat(predicted, weights), np.repeat(measured, weights))
+    assert line.unlimited_slope == pytest.approx(repeated.unlimited_slope)
+    assert line.intercept == pytest.approx(repeated.intercept)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from dteframe import Context, Observation, Question
 from dteframe.beta_binomial import log_likelihood, mixed_probability, parameters
 from dteframe.estimators.beta_posterior import BetaPosteriorConfig, BetaPosteriorEstimator
+from dteframe.estimators.history_and_attention import (
+    HistoryAndAttentionConfig,
+    HistoryAndAttentionEstimator,
+)
 from dteframe.estimators.observed import AgedRecord
+from dteframe.estimators.policy_probe import PolicyProbeConfig, PolicyProbeEstimator, fit_ridge
 from dteframe.estimators.recorded import RecordedConfig, RecordedEstimator
+from dteframe.estimators.references import ReferenceSet
 from dteframe.records import BatchArithmetic
 from dteframe.traces import trace_of_rows, write_trace
 
@@ -183,3 +191,105 @@ def test_rates_that_are_none_are_refused(context):
     assert list(RecordedConfig().problems(arithmetic)) == [
         ("column", "column is None and trace is None; give one of them")
     ]
+
+
+# history_and_attention
+
+CORNERS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], np.float32)
+
+
+def encoder_of(embeddings):
+    return lambda texts: embeddings[[int(text.split()[1]) for text in texts]]
+
+
+def with_history(context, embeddings, **options) -> HistoryAndAttentionEstimator:
+    estimator = HistoryAndAttentionEstimator(HistoryAndAttentionConfig(**options), context)
+    estimator.start(questions_of(len(embeddings)), encoder_of(embeddings))
+    return estimator
+
+
+def test_prior_and_record_are_put_together_by_hand(context):
+    estimator = with_history(
+        context,
+        CORNERS,
+        prior_rollouts=8.0,
+        history_half_life=float("inf"),
+        score_temperature=1 / math.log(3),
+        recalibrate="none",
+    )
+    assert estimator.predict(0).evidence.tolist() == [0, 0, 0, 0]
+    estimator.observe(observed([0, 1], [4, 8]))
+    estimate = estimator.predict(0)
+    # Attention says 1 of q0 (from q1 alone), 1/2 of q1, and of q3, with weights 1 and 1/3, 0.625.
+    np.testing.assert_allclose(estimate.mean[[0, 1, 3]], [12 / 16, 12 / 16, 0.625], atol=1e-6)
+    np.testing.assert_allclose(estimate.evidence, [16, 16, 8, 8])
+    assert estimate.figures["prior_rollouts"] == 8.0
+    assert "history_half_life_steps" not in estimate.figures
+
+
+def figures_after(context, rates_at, num_steps=40):
+    """Run on 32 questions whose embeddings tell nothing, half of them measured at each step."""
+    rng = np.random.default_rng(0)
+    estimator = with_history(context, rng.normal(size=(32, 16)).astype(np.float32))
+    for step in range(num_steps):
+        chosen = rng.choice(32, 16, replace=False)
+        estimator.observe(observed(chosen, rng.binomial(8, rates_at(step)[chosen]), version=step))
+    return estimator.predict(num_steps).figures
+
+
+def test_a_policy_that_stands_still_is_given_a_long_memory_and_one_that_jumps_a_short_one(context):
+    rates = np.random.default_rng(1).beta(0.5, 0.5, 32)
+    still = figures_after(context, lambda step: rates)
+    jumps = figures_after(context, lambda step: rates if step // 6 % 2 else 1 - rates)
+    assert still.get("history_half_life_steps", np.inf) >= 50
+    assert jumps["history_half_life_steps"] <= 5
+    assert still["prior_rollouts"] <= 8
+
+
+def test_a_question_that_attention_knows_gives_it_a_strong_prior(context):
+    rng = np.random.default_rng(0)
+    embeddings = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
+    rates = np.repeat([0.1, 0.4, 0.6, 0.9], 50)
+    estimator = with_history(context, embeddings, history_half_life=float("inf"))
+    for step in range(20):
+        chosen = rng.choice(200, 20, replace=False)
+        estimator.observe(observed(chosen, rng.binomial(8, rates[chosen]), version=step))
+    estimate = estimator.predict(20)
+    assert estimate.figures["prior_rollouts"] >= 32
+    assert float(np.abs(estimate.mean - rates).max()) < 0.15
+
+
+# policy_probe
+
+
+def test_leaving_a_group_out_is_fitting_without_it():
+    rng = np.random.default_rng(0)
+    features, trials = rng.normal(size=(12, 3)), rng.uniform(1, 8, 12)
+    groups = ReferenceSet(np.arange(12), trials * rng.random(12), trials)
+    fit = fit_ridge(features, groups)
+    weights = trials / trials.mean()
+    for place in range(12):
+        kept = np.arange(12) != place
+        design = np.column_stack([features[kept], np.ones(11)])
+        penalty = np.diag([fit.penalty] * 3 + [0.0])
+        weighted = design.T * weights[kept]
+        solution = np.linalg.solve(weighted @ design + penalty, weighted @ groups.rates[kept])
+        assert fit.left_out[place] == pytest.approx(features[place] @ solution[:3] + solution[3])
+    whole = np.column_stack([features, np.ones(12)])
+    weighted = whole.T * weights
+    solution = np.linalg.solve(weighted @ whole + np.diag([fit.penalty] * 3 + [0.0]), weighted @ groups.rates)
+    np.testing.assert_allclose([*fit.direction, fit.intercept], solution, atol=1e-9)
+
+
+def test_the_probe_learns_a_direction_and_says_how_sure_it_is(context):
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(400, 8)).astype(np.float32)
+    rates = 1 / (1 + np.exp(-2 * embeddings[:, 0]))
+    estimator = PolicyProbeEstimator(PolicyProbeConfig(), context)
+    estimator.start(questions_of(400), encoder_of(embeddings))
+    assert estimator.predict(0).evidence.tolist() == [0.0] * 400
+    estimator.observe(observed(range(200), rng.binomial(8, rates[:200])))
+    estimate = estimator.predict(1)
+    assert np.corrcoef(estimate.mean[200:], rates[200:])[0, 1] > 0.9
+    assert len(set(estimate.evidence[200:].tolist())) == 1
+    assert estimate.evidence[0] == pytest.approx(estimate.evidence[300] + 8 * 2 ** (-1 / 20))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Num
 
 MIN_RATE = 1e-4
 """Success rates are clipped to [MIN_RATE, 1 - MIN_RATE] before a logarithm is taken."""
@@ -87,8 +87,12 @@ class Line:
         return np.clip(self.slope * rates + self.intercept, 0.0, 1.0)
 
 
-def fit_line(predicted: Float[np.ndarray, "references"], measured: Float[np.ndarray, "references"]) -> Line:
-    """Fit measured success rates by least squares on leave-one-out predictions.
+def fit_line(
+    predicted: Float[np.ndarray, "references"],
+    measured: Float[np.ndarray, "references"],
+    weights: Float[np.ndarray, "references"] | None = None,
+) -> Line:
+    """Fit measured success rates by least squares on leave-one-out predictions; all count alike by default.
 
     Returns:
         The identity for fewer than 16 references or predictions whose standard deviation is below 1e-3. The
@@ -97,19 +101,22 @@ def fit_line(predicted: Float[np.ndarray, "references"], measured: Float[np.ndar
     Source: method of the released DOTS code (``teacher_utils.py``), which fits predictions that contain the
         reference's own label and so finds a slope where there is none; ours are leave-one-out.
     """
-    spread = float(np.std(predicted))
-    if len(predicted) < MIN_REFERENCES_OF_LINE or spread < MIN_SPREAD:
+    if len(predicted) < MIN_REFERENCES_OF_LINE:
         return Line(1.0, 0.0, 1.0)
-    offsets = predicted - predicted.mean()
-    unlimited = float(np.mean(offsets * (measured - measured.mean())) / spread**2)
+    centre, level = (float(np.average(values, weights=weights)) for values in (predicted, measured))
+    offsets = predicted - centre
+    variance = float(np.average(offsets**2, weights=weights))
+    if variance < MIN_SPREAD**2:
+        return Line(1.0, 0.0, 1.0)
+    unlimited = float(np.average(offsets * (measured - level), weights=weights)) / variance
     slope = float(np.clip(unlimited, *SLOPE_LIMITS))
-    return Line(slope, float(measured.mean() - slope * predicted.mean()), unlimited)
+    return Line(slope, level - slope * centre, unlimited)
 
 
 def log_likelihood(
     predicted: Float[np.ndarray, "references"],
-    successes: Int[np.ndarray, "references"],
-    trials: Int[np.ndarray, "references"],
+    successes: Num[np.ndarray, "references"],
+    trials: Num[np.ndarray, "references"],
 ) -> float:
     """Give the log-likelihood of the counts in nats, up to a constant, with clipped rates."""
     clipped = np.clip(predicted, MIN_RATE, 1 - MIN_RATE)
@@ -118,8 +125,8 @@ def log_likelihood(
 
 def prediction_evidence(
     predicted: Float[np.ndarray, "references"],
-    successes: Int[np.ndarray, "references"],
-    trials: Int[np.ndarray, "references"],
+    successes: Num[np.ndarray, "references"],
+    trials: Num[np.ndarray, "references"],
 ) -> float:
     """Say how many rollouts a prediction is worth, from the leave-one-out errors.
 

@@ -1,0 +1,226 @@
+"""Attention from questions to references, as estimators use it: embeddings, adapter, calibration, evidence.
+
+The mathematics is in ``attention_math``, the embeddings in ``embeddings``, the trained part in ``adapter``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Float, Int
+from pydantic import Field
+
+from dteframe import Context, EstimatorConfig, Question, TextEncoder
+from dteframe.estimators import attention_math
+from dteframe.estimators.adapter import Adapter, load_adapter
+from dteframe.estimators.embeddings import EmbeddingsConfig, PolicyEmbeddings, embed, embedder_of
+from dteframe.estimators.references import ReferenceSet
+
+SCORE_TEMPERATURES = (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0)
+"""What is tried without an adapter: from nearly the nearest reference alone to nearly the mean of all."""
+SAME_EMBEDDING_COSINE = 0.99
+"""Below this a question's embedding is not the one of the checkpoint: rounding on another device is above."""
+SCORES_AT_ONCE = 2**22
+"""Attention scores that are in memory at a time: 16 MiB, however large the pool."""
+
+
+class AttentionOptions(EstimatorConfig):
+    """Options of every estimator that attends to references."""
+
+    reference_size: int = Field(default=256, ge=2)
+    """Reference questions rolled out at each plan (K of the paper); with ``references: training`` as many
+    measured ones are looked at at most."""
+    references: Literal["rolled_out", "training"] = "rolled_out"
+    """Whose success rates are attended to: of questions rolled out for it at each plan, or of those that
+    training measured anyway, which cost nothing and are a little outdated."""
+    reference_half_life: float = Field(default=10.0, gt=0)
+    """With ``references: training``: steps after which a measured group counts for half."""
+    embeddings: EmbeddingsConfig = PolicyEmbeddings()
+    """Where the questions' embeddings come from: ``{type: policy}``, ``{type: sentence, path: ...}`` or
+    ``{type: lm, path: ...}``."""
+    adapter: str | None = None
+    """File of a trained adapter (safetensors); null is attention on the plain embeddings, centred over the
+    pool and scaled to length 1, without a calibration head."""
+    score_temperature: float | None = Field(default=None, gt=0)
+    """Attention scores are divided by it. null is 1 with an adapter, as it was trained; without one it is
+    chosen anew at each prediction among 8 values from 0.02 to 10 by the leave-one-out likelihood of the
+    references."""
+    recalibrate: Literal["leave_one_out", "none"] = "leave_one_out"
+    """Correct all predictions by a line fitted to the references' leave-one-out predictions, or not."""
+
+    @classmethod
+    def example(cls, folder: Path) -> Self:
+        """Ask for few references, so that a small pool suffices."""
+        return cls(reference_size=4)  # type: ignore[call-arg]  # every plugin's type has a default
+
+    def num_references(self) -> int:
+        """Count the reference questions of a plan."""
+        return self.reference_size if self.references == "rolled_out" else 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPrediction:
+    """What the references say of some questions; of a reference itself, what the others say."""
+
+    mean: Float[np.ndarray, "queries"]
+    evidence: float
+    """Rollouts that each of the means is worth."""
+    figures: Mapping[str, float]
+
+
+class AttentionPredictor:
+    """Embeddings of a pool, and what references say of its questions."""
+
+    def __init__(
+        self,
+        options: AttentionOptions,
+        questions: Sequence[Question],
+        encode_with_policy: TextEncoder,
+        context: Context,
+    ) -> None:
+        """Embed the pool, and pass it through the adapters once: both stay as they are in the whole run."""
+        self._options, self._first_id = options, questions[0].id
+        if options.references == "rolled_out" and options.reference_size > len(questions):
+            raise ValueError(
+                f"{options.type}: reference_size {options.reference_size} is more than the "
+                f"{len(questions)} questions of the pool; lower estimator.reference_size"
+            )
+        embedder = embedder_of(options.embeddings, encode_with_policy, context)
+        embeddings = embed([question.text for question in questions], embedder, context)
+        self.first_embedding = embeddings[0]
+        self._adapter = self._load_adapter(embedder.id, embeddings.shape[1])
+        if self._adapter is None:
+            self._queries = attention_math.centre_and_normalise(embeddings)
+            self._keys = self._queries
+            if not self._queries.any():
+                context.warn(
+                    f"{options.type}: the embeddings of all {len(questions)} questions are equal; every "
+                    "prediction will be the references' mean; choose other estimator.embeddings"
+                )
+        else:
+            self._queries = self._adapter.transform("query", embeddings)
+            self._keys = self._adapter.transform("reference", embeddings)
+
+    def predict(
+        self, references: ReferenceSet, positions: Int[np.ndarray, "queries"] | None = None
+    ) -> AttentionPrediction:
+        """Attend, calibrate and correct by the line; of the whole pool unless positions are given.
+
+        Args:
+            references: at least one. Where their trials differ, each weighs as much as it has.
+            positions: which questions to predict; distinct.
+        """
+        rates, weights = references.rates, None if references.are_alike else references.trials
+        own_scores = self._scores(references.positions, references)
+        temperature = self._score_temperature(own_scores, references)
+        left_out = attention_math.leave_one_out(
+            _weighted(own_scores / np.float32(temperature), weights), rates
+        )
+        if self._adapter is not None and len(rates) > 1:
+            statistics = attention_math.leave_one_out_statistics(rates)
+            left_out = attention_math.calibrate(left_out, *self._adapter.scale_and_shift(statistics))
+        wanted = np.arange(len(self._queries)) if positions is None else positions
+        mean = self._attend(wanted, references, temperature, weights)
+        places = np.searchsorted(references.positions, wanted)
+        is_reference = references.positions[np.minimum(places, len(references) - 1)] == wanted
+        mean[is_reference] = left_out[places[is_reference]]
+        figures = {"leave_one_out_brier": float(np.mean((left_out - rates) ** 2))}
+        correlation = attention_math.pearson(left_out, rates)
+        if correlation is not None:
+            figures["leave_one_out_pearson"] = correlation
+        if self._options.recalibrate == "leave_one_out":
+            line = attention_math.fit_line(left_out, rates, weights)
+            mean, left_out = line.apply(mean), line.apply(left_out)
+            figures["recalibration_slope"] = line.slope
+            figures["recalibration_intercept"] = line.intercept
+            figures["recalibration_unlimited_slope"] = line.unlimited_slope
+        figures["score_temperature"] = temperature
+        evidence = attention_math.prediction_evidence(left_out, references.successes, references.trials)
+        return AttentionPrediction(mean, evidence, figures)
+
+    def check_first_embedding(self, before: Any) -> None:
+        """Refuse to go on with other embeddings than those of a checkpoint.
+
+        Raises:
+            ValueError: the first question's embedding is another.
+        """
+        then, now = np.asarray(before, np.float64), self.first_embedding.astype(np.float64)
+        lengths = float(np.linalg.norm(then) * np.linalg.norm(now))
+        if then.shape != now.shape or then @ now < SAME_EMBEDDING_COSINE * lengths:
+            raise ValueError(
+                f"{self._options.type}: the embedding of question {self._first_id!r} is not the "
+                "checkpoint's; resume with the same dataset and embeddings (those of the policy as it was "
+                "before training)"
+            )
+
+    def _attend(
+        self,
+        positions: Int[np.ndarray, "queries"],
+        references: ReferenceSet,
+        temperature: float,
+        weights: Float[np.ndarray, "references"] | None,
+    ) -> Float[np.ndarray, "queries"]:
+        """Average the references' rates for each question, some questions at a time."""
+        rows = max(1, SCORES_AT_ONCE // len(references))
+        mean = np.empty(len(positions))
+        for first in range(0, len(positions), rows):
+            scores = self._scores(positions[first : first + rows], references)
+            scores /= np.float32(temperature)
+            mean[first : first + rows] = attention_math.attend(_weighted(scores, weights), references.rates)
+        if self._adapter is None:
+            return mean
+        statistics = attention_math.rate_statistics(references.rates)
+        return attention_math.calibrate(mean, *self._adapter.scale_and_shift(statistics[None]))
+
+    def _scores(
+        self, positions: Int[np.ndarray, "queries"], references: ReferenceSet
+    ) -> Float[np.ndarray, "queries references"]:
+        scores = self._queries[positions] @ self._keys[references.positions].T
+        if self._adapter is not None:
+            scores /= np.float32(np.sqrt(self._keys.shape[1]))
+        return np.asarray(scores)
+
+    def _score_temperature(
+        self, scores: Float[np.ndarray, "references references"], references: ReferenceSet
+    ) -> float:
+        """Give the recipe's, the adapter's, or the one under which the references predict each other best."""
+        if self._options.score_temperature is not None:
+            return self._options.score_temperature
+        if self._adapter is not None:
+            return 1.0
+        rates, weights = references.rates, None if references.are_alike else references.trials
+        likelihoods = [
+            attention_math.log_likelihood(
+                attention_math.leave_one_out(_weighted(scores / np.float32(temperature), weights), rates),
+                references.successes,
+                references.trials,
+            )
+            for temperature in SCORE_TEMPERATURES
+        ]
+        return SCORE_TEMPERATURES[int(np.argmax(likelihoods))]
+
+    def _load_adapter(self, embedder_id: str, width: int) -> Adapter | None:
+        if self._options.adapter is None:
+            return None
+        path = Path(self._options.adapter).expanduser()
+        adapter = load_adapter(path)
+        if (adapter.shape.embedder_id, adapter.shape.width) != (embedder_id, width):
+            raise ValueError(
+                f"{path}: the adapter was trained on embeddings {adapter.shape.embedder_id!r} of width "
+                f"{adapter.shape.width}, the recipe's are {embedder_id!r} of width {width}; change "
+                "estimator.embeddings or estimator.adapter"
+            )
+        return adapter
+
+
+def _weighted(
+    scores: Float[np.ndarray, "queries references"], weights: Float[np.ndarray, "references"] | None
+) -> Float[np.ndarray, "queries references"]:
+    """Multiply the softmax weights by how much each reference counts."""
+    if weights is None:
+        return scores
+    return np.asarray(scores + np.log(weights).astype(scores.dtype))
