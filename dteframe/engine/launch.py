@@ -14,7 +14,6 @@ from torch.distributed.run import run as torchrun
 
 from dteframe.errors import DTEFrameError
 
-
 INTERRUPTED = 130
 """Exit code after control-C, as shells have it."""
 LAUNCHER = "torch.distributed.elastic"

@@ -1,0 +1,232 @@
+"""Several processes: the same run as in one, checkpoints for any number of them, one end for all."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from several_processes import run_in_processes
+from tiny_run import TINY, rows, run_tiny
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from dteframe.engine.distributed import ALONE, device_of_this_process, started
+from dteframe.engine.launch import _how_it_died
+from dteframe.engine.run_folder import locked
+from dteframe.engine.sharding import Skeleton
+from dteframe.errors import DataError
+from dteframe.testing.tiny import tiny_policy
+
+LORA = "model.lora={r: 4, lora_alpha: 8, target_modules: all-linear}"
+STEPS = ["training.max_steps=6", "training.evaluate_every=2"]
+FEWER = ["training.max_steps=5", "training.evaluate_every=0"]
+VARIANTS = {
+    "plain": STEPS,
+    "lora": [*FEWER, LORA],
+    "reference model": [*FEWER, "objective.beta=0.05"],
+}
+"""On top of replay, two minibatches, two iterations and the attention estimator."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Each variant in one and in two processes; and the first steps of one that goes on in other numbers."""
+    folder = tmp_path_factory.mktemp("processes")
+    jobs = {folder / "two" / name: overrides for name, overrides in VARIANTS.items()}
+    run_in_processes(2, {**jobs, folder / "resumed": [*STEPS, "training.max_steps=2"]})
+    for name, overrides in VARIANTS.items():
+        (folder / "one" / name).mkdir(parents=True)
+        run_tiny(folder / "one" / name, *overrides)
+    return folder
+
+
+def assert_same_run_up_to_rounding(one, other):
+    """Ids, counts and texts are equal; numbers and weights differ by less than 1e-4."""
+    for name in ("selections", "rollouts"):
+        assert_same(rows(one, name), rows(other, name), name)
+    assert_same(rows(one, "metrics"), rows(other, "metrics"), "metrics")
+    ours, theirs = (load_file(run / "runs" / "tiny" / "policy" / "model.safetensors") for run in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        assert weight.dtype == theirs[name].dtype
+        assert float((weight - theirs[name]).abs().max()) < 1e-4, name
+
+
+def assert_same(one, other, where):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key, value in one.items():
+            assert_same(value, other[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for place, value in enumerate(one):
+            assert_same(value, other[place], f"{where}[{place}]")
+    elif isinstance(one, float):
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-4), where
+    else:
+        assert one == other, where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_processes_give_the_run_of_one(folder, name):
+    assert_same_run_up_to_rounding(folder / "one" / name, folder / "two" / name)
+
+
+@pytest.mark.slow
+def test_every_process_writes_its_own_half_of_the_optimizer(folder):
+    checkpoint = folder / "two" / "plain" / "runs" / "tiny" / "checkpoints" / "step_000006"
+    first, second = (load_file(path) for path in sorted((checkpoint / "learner").glob("*.safetensors")))
+    name = "adamw/model.layers.0.mlp.up_proj.weight/exp_avg"
+    assert first[name].shape == second[name].shape == (44, 32)
+    assert not list(checkpoint.rglob("*.metadata")), "a pickle"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert sum(name.startswith("learner/") for name in manifest) == 2
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_goes_on_in_one_and_again_in_two(folder):
+    resumed = folder / "resumed"
+    run_tiny(resumed, *STEPS, "training.max_steps=4", resume=True)
+    run_in_processes(2, {resumed: STEPS}, resume=True)
+    assert_same_run_up_to_rounding(folder / "one" / "plain", resumed)
+
+
+FAILS = """
+import os, signal, time
+from typing import Literal, final
+from dteframe import Reward, RewardConfig, hookimpl
+
+class FailsConfig(RewardConfig):
+    type: Literal["fails"] = "fails"
+    how: Literal["raises", "dies", "waits"] = "raises"
+
+@final
+class Fails(Reward):
+    \"\"\"Ends the second process.\"\"\"
+
+    config: FailsConfig
+
+    def score(self, question, completions):
+        if self.config.how == "waits":
+            (self.context.run_folder / "waits").touch()
+            time.sleep(1)
+        if os.environ["RANK"] == "1" and self.config.how == "raises":
+            raise ValueError("too hard for process 1")
+        if os.environ["RANK"] == "1" and self.config.how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [float(len(item.text) % 2) for item in completions]
+
+@hookimpl
+def dteframe_components():
+    return [Fails]
+"""
+SMALL = ["training.max_steps=1", "training.evaluate_every=0", "estimator={type: none}"]
+
+
+def started_command(folder, how):
+    """Start a tiny run in two processes whose reward fails."""
+    (folder / "tiny.yaml").write_text(TINY)
+    (folder / "fails.py").write_text(FAILS)
+    overrides = [f"reward={{type: fails, how: {how}}}", *SMALL, "selector={type: uniform}"]
+    command = ["dteframe", "run", "tiny.yaml", *overrides, "--processes", "2", "--plugins", "fails.py"]
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_error_of_one_process_is_told_once_and_ends_all(tmp_path):
+    began = time.monotonic()
+    out, errors = started_command(tmp_path, "raises").communicate(timeout=120)
+    assert time.monotonic() - began < 90
+    told = [line for line in errors.splitlines() if not line.startswith(("tiny.yaml", "plugin ", "warning"))]
+    assert told[0] == "too hard for process 1"
+    assert re.fullmatch(r"while running .*fails.py: reward 'fails'", told[1])
+    assert len([line for line in told if "too hard" in line]) == 1 and "Traceback" not in errors
+    assert out == ""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named_and_the_run_folder_is_free_again(tmp_path):
+    process = started_command(tmp_path, "dies")
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and out == "" and "Traceback" not in errors
+    assert re.search(
+        r"^--processes 2: process 1 \(pid \d+\) was ended by SIGKILL; the system kills what takes too much "
+        r"memory; the same command with --resume goes on from the last checkpoint$",
+        errors,
+        re.MULTILINE,
+    )
+    with locked(tmp_path / "runs" / "tiny"):
+        pass
+
+
+@pytest.mark.slow
+def test_a_signal_ends_all_processes(tmp_path):
+    process = started_command(tmp_path, "waits")
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "runs" / "tiny" / "waits").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines().count("interrupted") == 1
+
+
+def test_a_process_alone_sends_nothing():
+    with started("cpu") as processes:
+        assert processes is ALONE
+    assert processes.is_main and not processes.are_sharded
+    assert processes.broadcast("plan") == "plan"
+    assert processes.collect(3) == processes.exchange(3) == [3]
+    assert processes.sum(torch.tensor(2.0)) == 2.0
+    assert processes.may_speak(RuntimeError("gloo: Connection closed by peer"))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"TORCHELASTIC_RUN_ID": "run", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    message = (
+        "--processes: 3 processes on a machine where torch sees 2 GPUs; start as many as there are GPUs, or "
+        "set training.device: cpu"
+    )
+    with pytest.raises(DataError, match=re.escape(message)):
+        device_of_this_process("auto")
+    assert device_of_this_process("cpu") == "cpu"
+
+
+def test_a_killed_process_is_told_apart_from_one_that_fell():
+    failure = ProcessFailure(local_rank=1, pid=os.getpid(), exitcode=-signal.SIGSEGV, error_file="")
+    assert _how_it_died(3, 8, failure) == (
+        f"--processes 8: process 3 (pid {os.getpid()}) was ended by SIGSEGV; "
+        "the same command with --resume goes on from the last checkpoint"
+    )
+
+
+def test_a_skeleton_has_the_policys_shape_and_no_weights():
+    policy = tiny_policy(num_layers=1)
+    policy.module.model.norm.weight.requires_grad_(False)
+    built = Skeleton.of(policy).build("cpu")
+    ours, theirs = dict(policy.module.named_parameters()), dict(built.module.named_parameters())
+    assert {name: item.shape for name, item in ours.items()} == {
+        name: item.shape for name, item in theirs.items()
+    }
+    assert all(item.is_meta for item in theirs.values())
+    assert [name for name, item in theirs.items() if not item.requires_grad] == ["model.norm.weight"]
+    assert built.module.lm_head.weight is built.module.model.embed_tokens.weight, "tied as the policy's"
+    assert built.tokenizer is policy.tokenizer
+    assert np.array_equal(
+        built.module.generation_config.eos_token_id, policy.module.generation_config.eos_token_id
+    )
