@@ -60,6 +60,10 @@ class PluginConfig(BaseModel):
         """Yield what is wrong with this configuration in a run of such a size: (own key, what)."""
         yield from ()
 
+    def remarks(self) -> Iterator[tuple[str, str]]:
+        """Yield what should be known before a run, such as a file that is not here: (own key, what)."""
+        yield from ()
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -275,7 +279,16 @@ class Estimator(Component):
 
 
 class SelectorConfig(PluginConfig):
-    """Options that every selector has."""
+    """Options that every selector has; the engine sees to them."""
+
+    cooldown: int = Field(default=0, ge=0)
+    """Steps for which a chosen question is not chosen again; 0 is off."""
+    max_uses: int | None = Field(default=None, ge=1)
+    """How often a question is chosen in a run at most; null is without end. Where too few questions are left,
+    those that have rested longest are brought back, and counted."""
+    coverage_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of a choice that is drawn uniformly, whatever the estimate says: so that an estimator that learns
+    from training groups sees more than what it expected."""
 
 
 class Selector(Component):
@@ -285,6 +298,9 @@ class Selector(Component):
     config: SelectorConfig
     needs_estimate: ClassVar[bool] = True
     """False for a selector that ignores the estimate's numbers."""
+
+    def start(self, arithmetic: BatchArithmetic) -> None:
+        """Learn the run's sizes before the first selection."""
 
     @abstractmethod
     def select(self, estimate: SuccessEstimate, count: int, rng: np.random.Generator) -> Selection:

@@ -178,6 +178,20 @@ def test_validate_as_json_has_problems_and_notes(recipe):
     ]
 
 
+def test_validate_tells_of_files_that_are_not_here(recipe):
+    Path("sums.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    done = dteframe_does("validate", recipe, "dataset={type: files, path: [sums.jsonl, more.jsonl]}")
+    assert (done.exit_code, done.stdout) == (0, "tiny.yaml: ok\n")
+    assert done.stderr == (
+        "--set dataset={type: files, path: [sums.jsonl, more.jsonl]}: dataset.path: more.jsonl: "
+        f"there is no such file, seen from {Path.cwd()}\n"
+    )
+    here = dteframe_does("validate", recipe, "dataset={type: files, path: sums.jsonl}")
+    assert here.stderr == ""
+    folder = dteframe_does("validate", recipe, "dataset={type: huggingface, path: ./nowhere}")
+    assert folder.stderr.endswith("there is no folder './nowhere' here; a hub id is written owner/name\n")
+
+
 def test_validate_needs_a_recipe():
     done = dteframe_does("validate", "seed=3")
     assert (done.exit_code, done.stderr) == (

@@ -11,6 +11,7 @@ import transformers
 from dteframe.engine.run import run_recipe
 from dteframe.memory_plan import memory_plan
 from dteframe.recipe import load_recipe
+from dteframe.recipe.schema import TOP_LEVEL
 from dteframe.records import ModelSizes
 from dteframe.registry import load_registry
 from dteframe.testing.tiny import tiny_policy
@@ -118,6 +119,20 @@ def test_math_qwen_lora_runs_on_a_tiny_model_and_leaves_an_adapter_and_a_merged_
     transformers.AutoModelForCausalLM.from_pretrained(summary.run_folder / "policy")
 
 
+@pytest.mark.parametrize("recipe", ["math_qwen.yaml", "math_qwen_lora.yaml"])
+def test_without_vllm_nothing_changes_but_the_rollout(recipe):
+    registry = load_registry([])
+    by_vllm, by_us = (
+        load_recipe(ROOT / "recipes" / recipe, overrides, registry).recipe
+        for overrides in ([], ["rollout.type=transformers"])
+    )
+    assert (by_vllm.rollout.type, by_us.rollout.type) == ("vllm", "transformers")
+    assert by_vllm.rollout.sampling() == by_us.rollout.sampling()
+    assert by_vllm.arithmetic() == by_us.arithmetic()
+    unlike = [part for part in TOP_LEVEL if getattr(by_vllm, part) != getattr(by_us, part)]
+    assert unlike == ["rollout"]
+
+
 def test_math_qwens_differ_from_one_another_in_size_and_adapter_alone():
     registry = load_registry([])
     full, lora = (
@@ -200,3 +215,24 @@ def test_a_real_pretrained_model_takes_two_steps_on_real_tasks(tmp_path):
         summary.run_folder / "policy", dtype=torch.float32
     )
     assert model.num_parameters() == 134515008
+
+
+def test_the_gpu_recipe_takes_two_steps_of_a_small_model_on_a_cpu(tmp_path):
+    small = (
+        "model.hidden_size=32",
+        "model.num_layers=1",
+        "model.num_heads=4",
+        "model.num_key_value_heads=2",
+        "model.intermediate_size=88",
+        "model.warm_up.steps=4",
+        "model.warm_up.batch_size=8",
+        "dataset.size=400",
+        "training.max_steps=2",
+        "training.questions_per_step=4",
+        "training.evaluation_size=4",
+        "estimator.reference_size=4",
+    )
+    _, metrics = run("scratch_gpu.yaml", tmp_path, *small)
+    assert [row["step"] for row in metrics] == [0, 1, 2]
+    assert metrics[-1]["update/num_optimizer_steps"] >= 0
+    assert metrics[-1]["throughput/peak_memory_bytes"] > 0

@@ -70,6 +70,14 @@ class FilesConfig(ColumnConfig):
         num_rows = sum(count or 0 for count in counts)
         return num_rows if self.sample_size is None else min(num_rows, self.sample_size)
 
+    def remarks(self) -> Iterator[tuple[str, str]]:
+        """Say which files are not here."""
+        for option, path in (("path", self.path), ("evaluation_path", self.evaluation_path)):
+            try:
+                find_files(path or [])
+            except DataError as error:
+                yield option, str(error)
+
     def has_evaluation_questions(self) -> bool:
         """Whether files or a split for evaluation are given."""
         return self.evaluation_path is not None or self.evaluation_split is not None

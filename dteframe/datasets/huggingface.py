@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, final
 
@@ -30,6 +31,11 @@ class HuggingFaceConfig(ColumnConfig):
     """Split to train on; from the hub also a slice of it: ``train[:1000]``."""
     evaluation_split: str | None = Field(default=None, min_length=1)
     """Split that is held out; null: the engine holds some training questions out."""
+
+    def remarks(self) -> Iterator[tuple[str, str]]:
+        """Say that a folder is not here, where the path cannot be a hub id."""
+        if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().exists():
+            yield "path", f"there is no folder {self.path!r} here; a hub id is written owner/name"
 
     def has_evaluation_questions(self) -> bool:
         """Whether a split for evaluation is given."""

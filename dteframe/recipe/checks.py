@@ -87,9 +87,14 @@ def _all(sections: Sections) -> Iterator[Contradiction]:
 def _own(path: KeyPath, config: PluginConfig, arithmetic: BatchArithmetic) -> Iterator[Contradiction]:
     try:
         for key, what in config.problems(arithmetic):
-            yield (*path, *(int(part) if part.isdigit() else part for part in key.split("."))), what
+            yield _inside(path, key), what
     except Exception as error:  # noqa: BLE001  # a plugin's own check may raise anything
         yield path, f"{type(config).__name__}.problems() failed: {type(error).__name__}: {error}"
+
+
+def _inside(path: KeyPath, key: str) -> KeyPath:
+    """Lead from a section to a key of its own."""
+    return (*path, *(int(part) if part.isdigit() else part for part in key.split(".")))
 
 
 def _selection(sections: Sections) -> Iterator[Contradiction]:
@@ -221,6 +226,12 @@ def _pool(
 
 def notes(sections: Sections) -> Iterator[Contradiction]:
     """Say what may well be meant but is worth knowing."""
+    for path, config in sections.configs.items():
+        try:
+            for key, what in config.remarks():
+                yield _inside(path, key), what
+        except Exception as error:  # noqa: BLE001  # a plugin's own remarks may raise anything
+            yield path, f"{type(config).__name__}.remarks() failed: {type(error).__name__}: {error}"
     rollout = sections.rollout
     if rollout is not None and rollout.sampling().is_truncated:
         key = next(name for name in ("top_p", "top_k", "min_p") if getattr(rollout, name) != _OFF[name])
