@@ -53,19 +53,21 @@ def recipe_of(overrides: list[str]) -> Recipe:
         return load_recipe(path, overrides, load_registry(plugin_paths=[])).recipe
 
 
-def policy_of(recipe: Recipe) -> Policy:
+def policy_of(recipe: Recipe, device: str) -> Policy:
     tokenizer = character_tokenizer(())
     module = untrained_module(recipe.model.architecture, recipe.model.architecture_sizes(), tokenizer, 0)
-    policy = Policy(module.to(getattr(torch, recipe.model.dtype)), tokenizer, "cpu")
+    policy = Policy(module.to(device, getattr(torch, recipe.model.dtype)), tokenizer, device)
     apply_model_options(policy, recipe.model, recipe.training, np.random.default_rng(0))
     return policy
 
 
-def update(recipe: Recipe) -> None:
+def update(recipe: Recipe, device: str = "cpu") -> None:
     """Take two steps: the second has the optimizer's moments and the first's freed memory."""
     training, sampling = recipe.training, recipe.rollout.sampling()
     objective = GRPO(recipe.objective, CONTEXT)
-    learner = Learner(policy_of(recipe), objective, OptimizerSettings.from_training(training), sampling)
+    learner = Learner(
+        policy_of(recipe, device), objective, OptimizerSettings.from_training(training), sampling
+    )
     rng = np.random.default_rng(0)
     rewards = np.array([1.0] + [0.0] * (training.num_generations - 1))
     credited = []
@@ -91,7 +93,7 @@ def sample(recipe: Recipe) -> None:
     """Sample the likeliest token, which is never the end token: its logit is 0."""
     training, length = recipe.training, recipe.rollout.max_completion_length
     rollout = TransformersRollout(recipe.rollout, CONTEXT)
-    policy = policy_of(recipe)
+    policy = policy_of(recipe, "cpu")
     with torch.no_grad():
         policy.module.get_output_embeddings().weight[policy.tokenizer.eos_token_id] = 0
     rollout.start(policy)

@@ -228,6 +228,7 @@ def test_the_gpu_recipe_takes_two_steps_of_a_small_model_on_a_cpu(tmp_path):
         "model.warm_up.batch_size=8",
         "dataset.size=400",
         "training.max_steps=2",
+        "training.warmup_steps=0",
         "training.questions_per_step=4",
         "training.evaluation_size=4",
         "estimator.reference_size=4",

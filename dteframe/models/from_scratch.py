@@ -176,10 +176,15 @@ class FromScratch(Model):
                 )
                 self.context.progress(what, steps, steps)
                 return
-        loss = warm_up(module, examples, self.config.warm_up, seed, self.context.progress)
+        computes_in = self._warm_up_computes_in()
+        loss = warm_up(module, examples, self.config.warm_up, seed, self.context.progress, computes_in)
         write_weights(path, module, {"final_loss": f"{loss:.4f}"})
         what = f"warmed up on {len(examples)} questions to {loss:.4f} nats a token"
         self.context.progress(what, steps, steps)
+
+    def _warm_up_computes_in(self) -> Literal["float32", "bfloat16"]:
+        """Take the policy's own type on a GPU; a CPU would not be faster for it."""
+        return "float32" if self.context.device == "cpu" else self.config.dtype
 
     def _key(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[WorkedExample], seed: int) -> str:
         """Hash everything that the warmed-up weights depend on."""
@@ -190,6 +195,7 @@ class FromScratch(Model):
             "seed": seed,
             "vocabulary": tokenizer.get_vocab(),
             "device": self.context.device.split(":")[0],
+            "computes_in": self._warm_up_computes_in(),
             "versions": [version("torch"), version("transformers")],
         }
         digest = hashlib.sha256(json.dumps([options, surroundings], sort_keys=True).encode())
