@@ -3,6 +3,7 @@
 vLLM is not installed beside the other packages; `make test-vllm` gives it an environment of its own.
 """
 
+import gc
 import json
 import os
 import signal
@@ -40,6 +41,13 @@ ROLLOUT = (
     "rollout={type: %s, max_completion_length: 16, kv_cache_memory_bytes: 67108864, "
     "max_model_length: 528, enforce_eager: true}"
 )
+
+
+@pytest.fixture(autouse=True)
+def engines_are_gone():
+    """End the test's engines before the next one starts its own: vLLM keeps one set of groups a process."""
+    yield
+    gc.collect()
 
 
 def needs_vllm(test):
@@ -382,8 +390,11 @@ OTHER_ROUTE = """
 def test_the_canary_stops_a_run_whose_sampler_goes_wrong(body, what, tmp_path):
     plugin = tmp_path / "broken.py"
     plugin.write_text(BROKEN.format(body=body))
-    # A large learning rate shows at once; prompts of more than one block of the cache can be stale.
-    large = ["training.learning_rate=0.01", "dataset.list_length=60"]
+    # Prompts of more than one block of the cache can be stale; a large learning rate shows at once.
+    questions = [{"question": f"{index:03d}" * 80, "answer": "1"} for index in range(64)]
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps(question) + "\n" for question in questions))
+    large = [f"dataset={{type: files, path: {data}}}", "model.warm_up.steps=0", "training.learning_rate=0.01"]
     with pytest.raises(CanaryError, match=f"it looks like {what}"):
         run(tmp_path, *large, ROLLOUT % "broken", plugins=[plugin])
 
@@ -410,7 +421,7 @@ def server(tmp_path_factory):
         "--model", str(folder), "--port", str(port),
         "--load-format", "dummy", "--dtype", "float32", "--logprobs-mode", "processed_logprobs",
         "--weight-transfer-config", '{"backend": "dteframe"}', "--enforce-eager",
-        "--kv-cache-memory-bytes", str(2**26),
+        "--kv-cache-memory-bytes", str(2**26), "--no-enable-chunked-prefill",
     ]  # fmt: skip
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

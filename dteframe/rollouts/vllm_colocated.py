@@ -81,6 +81,8 @@ class ColocatedEngine:
                 enable_sleep_mode=self._sleeps,
                 enable_prefix_caching=config.enable_prefix_caching,
                 enforce_eager=config.enforce_eager,
+                # On a CPU vLLM cannot take back what a seeded request drew while its prompt was half read.
+                enable_chunked_prefill=False if current_platform.is_cpu() else None,
                 distributed_executor_backend=_executor(config.tensor_parallel_size),
                 skip_tokenizer_init=True,
                 seed=context.seed,
