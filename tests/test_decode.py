@@ -17,8 +17,9 @@ from transformers import (
 from dteframe import Policy, Sampling
 from dteframe.contracts import LoraOptions
 from dteframe.engine.lora import add_lora, without_adapter
-from dteframe.rollouts.continuous import Seats, read_prompts, sample_continuously
+from dteframe.rollouts.continuous import Seats, sample_continuously
 from dteframe.rollouts.fused_decoder import FusedDecoder, Projection, refusal
+from dteframe.rollouts.key_value_cache import read_prompts
 
 SIZES = {
     "vocab_size": 40,
@@ -67,14 +68,14 @@ MODULES = {
 }
 
 
-def sampled(module, num_generations=4, longest=20, max_rows=256, sampling=None, tell=lambda *_: None):
+def sampled(module, num_generations=4, longest=20, max_rows=256, sampling=None, shared=False, tell=None):
     """Sample with the fused decoder; tokens below 4 end a completion, so that lengths differ."""
     uniforms = np.random.default_rng(0).random((len(PROMPTS), num_generations, longest))
     is_end = torch.arange(SIZES["vocab_size"]) < 4
     with torch.no_grad():
         decoder = FusedDecoder(module, 5 + longest)
-        seats = Seats(decoder, sampling or Sampling(), is_end, uniforms)
-        return sample_continuously(seats, PROMPTS, max_rows, tell)
+        seats = Seats(decoder, sampling or Sampling(), is_end, uniforms, shares_prompts=shared)
+        return sample_continuously(seats, PROMPTS, max_rows, tell or (lambda *news: None))
 
 
 def expected_logprobs(module, rows, times, temperature=1.0):
@@ -87,11 +88,12 @@ def expected_logprobs(module, rows, times, temperature=1.0):
         yield of_tokens[torch.arange(length), torch.from_numpy(token_ids)].numpy()
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["prompts copied", "prompts shared"])
 @pytest.mark.parametrize("name", MODULES)
-def test_logprobs_are_the_modules_own(name):
+def test_logprobs_are_the_modules_own(name, shared):
     module = MODULES[name]()
     assert refusal(module) is None
-    rows = sampled(module)
+    rows = sampled(module, shared=shared)
     assert len(set(rows.lengths)) > 4
     for row, expected in enumerate(expected_logprobs(module, rows, 4)):
         found = rows.logprobs[row, : rows.lengths[row]]
@@ -158,10 +160,11 @@ def test_large_weights_laid_out_anew_give_the_same_products():
     np.testing.assert_allclose(Projection(weight, bias)(inputs), expected + bias, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["prompts copied", "prompts shared"])
 @pytest.mark.parametrize("max_rows", [1, 3, 4, 5, 9, 256])
-def test_who_sits_beside_whom_changes_nothing(max_rows):
+def test_who_sits_beside_whom_changes_nothing(max_rows, shared):
     module = random_module()
-    alone, together = sampled(module, max_rows=max_rows), sampled(module)
+    alone, together = sampled(module, max_rows=max_rows, shared=shared), sampled(module)
     assert alone.lengths.tolist() == together.lengths.tolist()
     for row, length in enumerate(alone.lengths):
         assert alone.token_ids[row, :length].tolist() == together.token_ids[row, :length].tolist()

@@ -1,8 +1,7 @@
 """Continuous batching: completions that have ended leave their seats, and waiting ones take them.
 
-A row is one completion under way. All rows write their next key and value to the same column of the cache, so
-what they have read so far is aligned on the right; a mask hides what is left of it. Where rows join, or the
-columns are used up, the cache is made anew for the rows that are left, with room for some more columns.
+A row is one completion under way; rows sit side by side in the batch. Where rows join, or the columns of the
+cache are used up, the cache is made anew for the rows that are left, with room for some more columns.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from dteframe.records import Sampling
 from dteframe.rollouts.decode import SampledRows, sample_tokens, up_to_the_end
 from dteframe.rollouts.fused_decoder import FusedDecoder
+from dteframe.rollouts.key_value_cache import KeyValueCache, read_prompts
 
 ROOM_COLUMNS = 128
 """Columns that a new cache has free: it is made anew after so many tokens at the latest."""
@@ -27,6 +26,8 @@ LEAVING_FRACTION = 1 / 16
 """Rows leave once more than this fraction of them has ended: for each a row moves to its seat."""
 JOINING_FRACTION = 1 / 8
 """Rows join once this fraction of the seats is free: the cache of all rows is then made anew."""
+SHARED_FROM_COLUMNS = 96
+"""Prompts of at least so many tokens on average are kept once; shorter ones cost less in every row."""
 STEPS_BETWEEN_LOOKS = {"cpu": 1}
 """Tokens between looks at which rows have ended, by device; a look makes an accelerator wait."""
 STEPS_BETWEEN_LOOKS_ELSEWHERE = 8
@@ -64,6 +65,12 @@ def sample_continuously(
     return seats.result()
 
 
+def shares_prompts(decoder: FusedDecoder, prompts: Sequence[Int[np.ndarray, "prompt"]]) -> bool:
+    """Say whether prompts are better kept once than in each of their rows."""
+    num_tokens = sum(len(prompt) for prompt in prompts)
+    return decoder.is_folded and num_tokens >= SHARED_FROM_COLUMNS * len(prompts)
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """Completions of one prompt that take their seats together."""
@@ -90,6 +97,8 @@ class Seats:
         sampling: Sampling,
         is_end: Bool[Tensor, "vocabulary"],
         uniforms: Float[np.ndarray, "prompts generations longest"],
+        *,
+        shares_prompts: bool,
     ) -> None:
         """Make room for results.
 
@@ -98,6 +107,7 @@ class Seats:
             sampling: temperature and truncation; its length is not read.
             is_end: which tokens end a completion; on the decoder's device.
             uniforms: float64 in [0, 1), one number per token of every completion.
+            shares_prompts: keep a prompt's keys and values once, and not in each of its rows.
         """
         self._decoder, self._sampling, self._is_end = decoder, sampling, is_end
         self._longest = uniforms.shape[-1]
@@ -112,12 +122,7 @@ class Seats:
         self._has_ended = torch.zeros(0, dtype=torch.bool, device=device)
         self._oldest = 0
         """Tokens of the row that has most."""
-        self._caches: list[Tensor] = []
-        """Of each layer [keys and values, seats, heads, columns, head]; rows are on the first seats."""
-        self._column = 0
-        """Where the next keys and values go."""
-        self._mask: Tensor | None = None
-        """What is added to scores [seats, 1, columns]; None where all rows fill all columns."""
+        self._cache = KeyValueCache(decoder, shares_prompts)
         self._steps_between_looks = STEPS_BETWEEN_LOOKS.get(device.type, STEPS_BETWEEN_LOOKS_ELSEWHERE)
 
     @property
@@ -131,56 +136,40 @@ class Seats:
         return up_to_the_end(self._token_ids.view(shape), self._logprobs.view(shape), self._is_end)
 
     def make_room(self, joining: Sequence[tuple[Int[np.ndarray, "prompt"], range]]) -> None:
-        """Make the caches anew with free columns; rows that join are seated after those under way."""
-        num_old, device = self.num_rows, self._decoder.device
+        """Make the cache anew with free columns; rows that join are seated after those under way."""
         read = read_prompts(self._decoder, [prompt for prompt, _ in joining]) if joining else None
-        times = torch.tensor([len(rows) for _, rows in joining], dtype=torch.int64, device=device)
-        joining_lengths = [len(prompt) for prompt, rows in joining for _ in rows]
-        num_filled = np.array([*self._state[1].tolist(), *joining_lengths])
-        width = int(num_filled.max())
-        sizes, room = self._decoder.sizes, min(ROOM_COLUMNS, self._longest)
-        shape = (2, len(num_filled), sizes.num_key_value_heads, width + room, sizes.head_size)
-        for layer in range(self._decoder.num_layers):
-            cache = torch.zeros(shape, dtype=self._decoder.dtype, device=device)
-            if num_old:
-                kept = min(width, self._column)
-                old = self._caches[layer][:, :num_old, :, self._column - kept : self._column]
-                cache[:, :num_old, :, width - kept : width] = old
-            if read is not None:
-                new = read.caches.pop(0)
-                cache[:, num_old:, :, width - new.shape[3] : width] = new.repeat_interleave(times, dim=1)
-            self._caches[layer : layer + 1] = [cache]
-        self._column = width
-        self._mask = self._mask_left_of(width - num_filled, width + room)
+        times = [len(rows) for _, rows in joining]
+        self._cache.make_room(read, times, min(ROOM_COLUMNS, self._longest))
         if read is not None:
-            self._seat(joining, joining_lengths, read.logits.repeat_interleave(times, dim=0))
+            rows = np.concatenate([np.array(rows) for _, rows in joining])
+            self._seat(
+                rows,
+                read.lengths.repeat(times),
+                read.logits.repeat_interleave(torch.tensor(times, device=self._decoder.device), dim=0),
+            )
 
     def run_until(self, num_enough: int) -> None:
         """Sample until only so many rows are under way, or all columns are filled."""
-        num_columns = self._caches[0].shape[3]
+        cache = self._cache
         while True:
             if self._oldest == self._longest:
                 self._has_ended |= self._state[3] == self._longest
             num_ended = int(self._has_ended.sum())
-            is_stopping = self._oldest == self._longest or self._column == num_columns
+            is_stopping = self._oldest == self._longest or cache.column == cache.num_columns
             if num_ended > (0 if is_stopping else self.num_rows * LEAVING_FRACTION):
                 self._leave(num_ended)
-            if self.num_rows <= num_enough or self._column == num_columns:
+            if self.num_rows <= num_enough or cache.column == cache.num_columns:
                 return
             num_steps = min(
-                self._steps_between_looks, num_columns - self._column, self._longest - self._oldest
+                self._steps_between_looks, cache.num_columns - cache.column, self._longest - self._oldest
             )
             for _ in range(num_steps):
                 self._step()
 
-    def _seat(
-        self, joining: Sequence[tuple[Int[np.ndarray, "prompt"], range]], lengths: list[int], logits: Tensor
-    ) -> None:
+    def _seat(self, rows: Int[np.ndarray, "rows"], lengths: Int[np.ndarray, "rows"], logits: Tensor) -> None:
         """Let rows join, and sample their first tokens from the logits after their prompts."""
-        first = torch.tensor([row * self._longest for _, rows in joining for row in rows])
-        state = torch.stack(
-            [torch.zeros_like(first), torch.tensor(lengths) - 1, first, torch.zeros_like(first)]
-        )
+        zeros = np.zeros_like(rows)
+        state = torch.from_numpy(np.stack([zeros, lengths - 1, rows * self._longest, zeros]))
         state = state.to(self._decoder.device)
         has_ended = self._take(logits, state)
         self._state = torch.cat([self._state, state], dim=1)
@@ -189,8 +178,8 @@ class Seats:
 
     def _step(self) -> None:
         """Let every row read its last token and sample the next."""
-        logits = self._decoder.logits(self._state[0], self._state[1], self._attend)
-        self._column += 1
+        logits = self._decoder.logits(self._state[0], self._state[1], self._cache.attend)
+        self._cache.advance()
         self._oldest += 1
         self._has_ended |= self._take(logits, self._state)
 
@@ -204,31 +193,6 @@ class Seats:
         state[1:] += 1
         return self._is_end[tokens]
 
-    def _attend(self, layer: int, fused: Float[Tensor, "rows fused"]) -> Float[Tensor, "rows query"]:
-        """Put the rows' keys and values into the cache; mix the values of all columns filled so far."""
-        sizes, num_rows, filled = self._decoder.sizes, len(fused), self._column + 1
-        cache = self._caches[layer]
-        new = fused[:, sizes.query :].view(num_rows, 2, sizes.num_key_value_heads, sizes.head_size)
-        cache[:, :num_rows, :, self._column] = new.transpose(0, 1)
-        keys, values = cache[:, :num_rows, :, :filled].unbind()
-        queries = fused[:, : sizes.query]
-        mask = None if self._mask is None else self._mask[:num_rows, :, :filled]
-        if not self._decoder.is_folded:
-            queries = queries.view(num_rows, sizes.num_key_value_heads, -1, sizes.head_size)
-            mask = None if mask is None else mask[:, None]
-            mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-            return mixed.reshape(num_rows, sizes.query)
-        # For a single token these three products are faster than torch's attention, which divides its work
-        # by rows and heads.
-        queries = queries.reshape(num_rows * sizes.num_key_value_heads, -1, sizes.head_size)
-        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        if mask is None:
-            scores = torch.bmm(queries, keys.transpose(1, 2))
-        else:
-            spread = mask.repeat_interleave(sizes.num_key_value_heads, dim=0)
-            scores = torch.baddbmm(spread, queries, keys.transpose(1, 2))
-        return torch.bmm(scores.softmax(dim=-1), values).view(num_rows, sizes.query)
-
     def _leave(self, num_ended: int) -> None:
         """Give the seats of ended rows to rows at the back, so that rows sit together."""
         num_left = self.num_rows - num_ended
@@ -238,62 +202,7 @@ class Seats:
         if len(freed):
             to, origin = (torch.from_numpy(seats).to(self._decoder.device) for seats in (freed, moving))
             self._state[:, to] = self._state[:, origin]
-            for cache in self._caches:
-                cache[:, to, :, : self._column] = cache[:, origin, :, : self._column]
-            if self._mask is not None:
-                self._mask[to] = self._mask[origin]
+        self._cache.move(freed, moving, num_left)
         self._state = self._state[:, :num_left]
         self._has_ended = torch.zeros_like(self._has_ended[:num_left])
         self._oldest = int(self._state[3].max()) if num_left else 0
-
-    def _mask_left_of(self, starts: Int[np.ndarray, "rows"], num_columns: int) -> Tensor | None:
-        """Hide the columns before each row's first."""
-        if not starts.any():
-            return None
-        is_hidden = torch.from_numpy(np.arange(num_columns) < starts[:, None])
-        mask = torch.zeros(len(starts), 1, num_columns, dtype=self._decoder.dtype)
-        return mask.masked_fill_(is_hidden[:, None], -math.inf).to(self._decoder.device)
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPrompts:
-    """Prompts that the decoder has read, once each."""
-
-    caches: list[Float[Tensor, "2 prompts heads width head"]]
-    """Keys and values of each layer, aligned on the right; meaningless left of a prompt."""
-    logits: Float[Tensor, "prompts vocabulary"]
-    """Of the token after the prompt."""
-
-
-def read_prompts(decoder: FusedDecoder, prompts: Sequence[Int[np.ndarray, "prompt"]]) -> ReadPrompts:
-    """Run the decoder over prompts, laid end to end: only attention sees padding."""
-    sizes, device = decoder.sizes, decoder.device
-    lengths = np.array([len(prompt) for prompt in prompts])
-    width, last = int(lengths.max()), lengths.cumsum() - 1
-    columns = np.arange(width)
-    first = (last + 1 - lengths)[:, None]
-    is_token = columns < lengths[:, None]
-    aligned_left = torch.from_numpy(np.where(is_token, first + columns, 0)).to(device)
-    places = np.where(is_token[:, ::-1], last[:, None] + 1 - width + columns, 0)
-    aligned_right = torch.from_numpy(places).to(device)
-    tokens_among_padded = torch.from_numpy(np.flatnonzero(is_token)).to(device)
-    caches: list[Tensor] = []
-
-    def attention(layer: int, fused: Tensor) -> Tensor:
-        padded = fused[aligned_left].view(len(prompts), width, -1, sizes.head_size).transpose(1, 2)
-        heads = (sizes.num_heads, sizes.num_key_value_heads, sizes.num_key_value_heads)
-        queries, keys, values = padded.split_with_sizes(heads, dim=1)
-        # What a prompt's token may see is all to its left, where there is no padding.
-        mixed = functional.scaled_dot_product_attention(
-            queries, keys, values, is_causal=True, scale=decoder.attention_scale, enable_gqa=True
-        )
-        kept = fused[:, sizes.query :][aligned_right]
-        kept = kept.view(len(prompts), width, 2, sizes.num_key_value_heads, sizes.head_size)
-        caches.append(kept.permute(2, 0, 3, 1, 4))
-        return mixed.transpose(1, 2).reshape(-1, sizes.query)[tokens_among_padded]
-
-    token_ids = torch.from_numpy(np.concatenate(prompts).astype(np.int64)).to(device)
-    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(device)
-    kept = torch.from_numpy(last).to(device)
-    logits = decoder.logits(token_ids, positions, attention, kept)
-    return ReadPrompts(caches, logits)

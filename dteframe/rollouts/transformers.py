@@ -108,15 +108,17 @@ class TransformersRollout(Rollout):
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Completion]]:
         """Sample with a decoder made for this call from the module's weights."""
-        from dteframe.rollouts.continuous import Seats, sample_continuously
+        from dteframe.rollouts.continuous import Seats, sample_continuously, shares_prompts
         from dteframe.rollouts.fused_decoder import FusedDecoder
 
-        longest_prompt = max(len(prompt.token_ids) for prompt in prompts)
+        token_ids = [prompt.token_ids for prompt in prompts]
+        longest_prompt = max(len(prompt) for prompt in token_ids)
         decoder = FusedDecoder(self._policy.module, longest_prompt + sampling.max_completion_length)
+        is_end = self._is_end(decoder.vocabulary_size)
         uniforms = uniforms_of(seeds, num_generations, sampling)
         rows = sample_continuously(
-            Seats(decoder, sampling, self._is_end(decoder.vocabulary_size), uniforms),
-            [prompt.token_ids for prompt in prompts],
+            Seats(decoder, sampling, is_end, uniforms, shares_prompts=shares_prompts(decoder, token_ids)),
+            token_ids,
             self.config.max_batch_rows,
             lambda done, total: self.context.progress("generating", done, total),
         )
