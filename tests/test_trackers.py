@@ -1,6 +1,7 @@
 """Trackers: what a run leaves in its files and shows on stderr."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,9 @@ def group(purpose: str = "train", reward: float = 0.5) -> Group:
 
 
 def groups_report(step: int, *groups: Group, is_replayed: bool = False) -> GroupsReport:
-    return GroupsReport(step, groups, {"q-1": "7 + 7 ="}, {"q-1": "14"}, is_replayed, {"q-1": "seven and seven"})
+    return GroupsReport(
+        step, groups, {"q-1": "7 + 7 ="}, {"q-1": "14"}, is_replayed, {"q-1": "seven and seven"}
+    )
 
 
 def plan_report(step: int) -> PlanReport:
@@ -271,6 +274,13 @@ def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
     captured = capsys.readouterr()
     assert captured.out == ""
     return [line.rstrip() for line in captured.err.splitlines()]
+
+
+def test_where_a_part_is_trained_the_first_line_says_how_much(context, tmp_path, capsys):
+    hooks = hooks_of(Console(ConsoleConfig(), context))
+    hooks.dteframe_run_started(run=replace(run_report(tmp_path), num_trainable_parameters=61_200))
+    first = "demo: 0.612M parameters, 0.0612M of them (10.0%) trained, on cpu; 100 training and 8 held-out"
+    assert lines_of(capsys)[0] == f"{first} questions"
 
 
 def test_without_a_terminal_a_run_reads_as_plain_lines(context, tmp_path, capsys):

@@ -63,12 +63,13 @@ class Console(Tracker):
     def dteframe_run_started(self, run: RunReport) -> None:
         """Say what runs where."""
         self._first_step = run.first_step
-        size = f"{run.num_parameters / 1e6:.3g}M parameters on {run.device}"
-        if run.num_processes > 1:
-            size += f", {run.num_processes} processes"
+        size = f"{run.num_parameters / 1e6:.3g}M parameters"
         if run.num_trainable_parameters < run.num_parameters:
             share = run.num_trainable_parameters / run.num_parameters
-            size += f", {run.num_trainable_parameters / 1e6:.3g}M of them ({share:.1%}) trained"
+            size += f", {run.num_trainable_parameters / 1e6:.3g}M of them ({share:.1%}) trained,"
+        size += f" on {run.device}"
+        if run.num_processes > 1:
+            size += f", {run.num_processes} processes"
         questions = (
             f"{run.num_train_questions} training and {run.num_evaluation_questions} held-out questions"
         )
