@@ -113,6 +113,13 @@ class Policy:
     device: str
     lora_base_sha256: str | None = None
     """Of the frozen weights below a LoRA adapter, which the engine adds; None without one."""
+    computes_in: torch.dtype | None = None
+    """What parameters are cast to when they are used, where shards are of a finer type; None: their own."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Give the type that the policy computes in: what a sampler's copy should have."""
+        return self.computes_in or self.module.dtype
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Give every parameter once, as ``save_pretrained`` would name it, whole and one at a time.

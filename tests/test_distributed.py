@@ -39,7 +39,8 @@ def folder(tmp_path_factory):
     """Each variant in one and in two processes; and the first steps of one that goes on in other numbers."""
     folder = tmp_path_factory.mktemp("processes")
     jobs = {folder / "two" / name: overrides for name, overrides in VARIANTS.items()}
-    run_in_processes(2, {**jobs, folder / "resumed": [*STEPS, "training.max_steps=2"]})
+    begun = {folder / "resumed" / name: [*item, "training.max_steps=2"] for name, item in VARIANTS.items()}
+    run_in_processes(2, jobs | begun)
     for name, overrides in VARIANTS.items():
         (folder / "one" / name).mkdir(parents=True)
         run_tiny(folder / "one" / name, *overrides)
@@ -92,10 +93,12 @@ def test_every_process_writes_its_own_half_of_the_optimizer(folder):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one_and_again_in_two(folder):
-    resumed = folder / "resumed"
-    run_tiny(resumed, *STEPS, "training.max_steps=4", resume=True)
-    run_in_processes(2, {resumed: STEPS}, resume=True)
-    assert_same_run_up_to_rounding(folder / "one" / "plain", resumed)
+    for name, overrides in VARIANTS.items():
+        run_tiny(folder / "resumed" / name, *overrides, "training.max_steps=4", resume=True)
+    jobs = {folder / "resumed" / name: overrides for name, overrides in VARIANTS.items()}
+    run_in_processes(2, jobs, resume=True)
+    for name in VARIANTS:
+        assert_same_run_up_to_rounding(folder / "one" / name, folder / "resumed" / name)
 
 
 FAILS = """

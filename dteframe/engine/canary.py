@@ -116,7 +116,7 @@ def canary_for(rollout: Rollout, policy: Policy, prompts: Sequence[Prompt]) -> C
     config = rollout.config
     if config.canary_every == 0:
         return None
-    bound_nats = config.canary_bound_nats or BOUND_NATS[str(policy.module.dtype).removeprefix("torch.")]
+    bound_nats = config.canary_bound_nats or BOUND_NATS[str(policy.dtype).removeprefix("torch.")]
     return Canary(prompts, config.sampling(), bound_nats)
 
 

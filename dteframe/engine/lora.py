@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dteframe.contracts import LoraOptions, Policy
 from dteframe.errors import DataError, ResumeError
@@ -130,7 +131,12 @@ def load_adapter(policy: Policy, folder: Path) -> None:
     parameters = dict(policy.module.named_parameters())
     with torch.no_grad():
         for name, weight in read_adapter(policy, folder).items():
-            parameters[name].copy_(weight)
+            parameter = parameters[name]
+            if isinstance(parameter, DTensor):  # Every process reads the file, and takes its shard.
+                mesh, placements = parameter.device_mesh, parameter.placements
+                whole = weight.to(parameter.device)
+                weight = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+            parameter.copy_(weight)
 
 
 def _is_adapter(name: str) -> bool:

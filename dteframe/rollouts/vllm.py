@@ -140,7 +140,7 @@ class VLLMRolloutConfig(RolloutConfig):
 
     def dtype_for(self, policy: Policy) -> str:
         """Name the type in which the engine computes; vLLM's own ``auto`` makes float16 of float32."""
-        return str(policy.module.dtype).removeprefix("torch.") if self.dtype == "auto" else self.dtype
+        return str(policy.dtype).removeprefix("torch.") if self.dtype == "auto" else self.dtype
 
 
 @final
