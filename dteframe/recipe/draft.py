@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,7 +98,7 @@ class Draft:
 
 def read_draft(file: str, data: bytes) -> Draft:
     """Read the recipe's file."""
-    document = read_document(data)
+    document = _document(data)
     draft = Draft({}, file)
     draft.keys = {path: _in_file(file, mark.line, mark.column) for path, mark in document.keys.items()}
     draft.places = {path: _in_file(file, mark.line, mark.column) for path, mark in document.values.items()}
@@ -108,7 +109,7 @@ def read_draft(file: str, data: bytes) -> Draft:
     if not document.is_readable:
         return draft
     if isinstance(document.value, dict):
-        draft.values = document.value
+        draft.values = copy.deepcopy(document.value)
     elif document.value is None:
         draft.is_readable = False
         draft.report((), "is empty; a recipe needs the keys name, training, model, dataset and reward")
@@ -116,6 +117,12 @@ def read_draft(file: str, data: bytes) -> Draft:
         draft.is_readable = False
         draft.report((), f"a recipe is a mapping (`key: value` lines), not {_kind_of(document.value)}")
     return draft
+
+
+@functools.lru_cache(maxsize=1)
+def _document(data: bytes) -> Document:
+    """Read a text that nobody changes: all runs of a sweep read the same one, for most of their time."""
+    return read_document(data)
 
 
 def apply_overrides(draft: Draft, overrides: Sequence[str]) -> None:
