@@ -202,6 +202,34 @@ def test_a_token_of_probability_zero_is_never_chosen():
     assert sample_tokens(logits, uniforms, Sampling())[0].tolist() == [1, 1, 3, 3]
 
 
+@pytest.mark.parametrize("vocabulary_size", [4097, 5000, 20_000])
+def test_a_large_vocabulary_is_sampled_as_a_small_one(vocabulary_size, monkeypatch):
+    generator = rng(1)
+    logits = torch.tensor(generator.normal(0, 4, (40, vocabulary_size)), dtype=torch.float32)
+    logits[:, ::3] = -math.inf
+    uniforms = torch.tensor(generator.random(40))
+    uniforms[0], uniforms[1] = 0, 1 - 2**-53
+    in_chunks = sample_tokens(logits, uniforms, Sampling(0.9))
+    monkeypatch.setattr("dteframe.rollouts.decode.CHUNKED_FROM_TOKENS", 10**6)
+    at_once = sample_tokens(logits, uniforms, Sampling(0.9))
+    assert in_chunks[0].tolist() == at_once[0].tolist()
+    assert (in_chunks[0] % 3 != 0).all()
+    np.testing.assert_allclose(in_chunks[1], at_once[1], atol=1e-6, rtol=0)
+
+
+def test_chunks_of_probability_zero_are_never_chosen():
+    logits = torch.full((4, 8192), -math.inf)
+    logits[:, 700], logits[:, 6000] = 0, 0
+    uniforms = torch.tensor([0.0, 0.5 - 2**-53, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert sample_tokens(logits, uniforms, Sampling())[0].tolist() == [700, 700, 6000, 6000]
+
+
+def test_sampling_leaves_the_logits_alone():
+    logits = torch.tensor([[1.0, 2.0, 4.0]])
+    sample_tokens(logits, torch.tensor([0.5], dtype=torch.float64), Sampling(0.5, top_k=2))
+    assert logits.tolist() == [[1, 2, 4]]
+
+
 def test_a_flat_tail_of_many_tokens_keeps_its_share():
     num_tail = 200_000  # Each has probability 5e-8, less than what float32 can add to 0.99.
     logits = torch.full((1, num_tail + 1), math.log(0.01 / num_tail))

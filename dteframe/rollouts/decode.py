@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 LARGEST_FINISHED_FRACTION = 0.125
 """Rows leave once more than this fraction of them has finished: moving the cache costs about one step."""
+CHUNK_TOKENS = 512
+"""Tokens of a large vocabulary that are summed together."""
+CHUNKED_FROM_TOKENS = 4096
+"""Larger vocabularies are searched chunk by chunk; smaller ones in one go, which is fewer operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,24 +147,61 @@ def sample_tokens(
     """Sample one token per row by inverting the cumulative distribution; give its log-prob as well.
 
     The distribution is summed in float64: in float32 the many unlikely tokens of a large vocabulary would
-    get lost beside the likely ones. A token of probability 0 is never sampled.
+    get lost beside the likely ones. A token of probability 0 is never sampled. A large vocabulary is searched
+    in two levels, chunks and then tokens of one, so that no float64 of its size is ever made.
 
     Args:
         logits: of any floating type; what follows is float32.
         uniforms: float64 multiples of 2**-53 in [0, 1), as numpy's ``random`` gives.
         sampling: temperature and truncation.
     """
-    scores = logits.float() / sampling.temperature
-    scores = scores - scores.amax(dim=-1, keepdim=True)
+    scores = logits.float()
+    if sampling.temperature != 1:
+        scores = scores / sampling.temperature
+    num_rows, vocabulary_size = scores.shape
+    highest = scores.amax(dim=-1, keepdim=True)
+    is_large = vocabulary_size > CHUNKED_FROM_TOKENS
+    padding = -vocabulary_size % CHUNK_TOKENS if is_large else 0
+    weights = torch.zeros(num_rows, vocabulary_size + padding, device=scores.device)
+    shifted = torch.sub(scores, highest, out=weights[:, :vocabulary_size])
     if sampling.is_truncated:
-        scores = truncated(scores, sampling)
-    cumulative = scores.exp().cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
+        shifted.copy_(truncated(shifted, sampling))
+    shifted.exp_()
+    tokens, total = _sampled_of_chunks(weights, uniforms) if is_large else _sampled(weights, uniforms)
     # Only logits that are not finite lead beyond the last token; the log-prob then shows it.
-    tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    logprobs = scores.gather(1, tokens).double() - total.log()
+    tokens = tokens.clamp(max=vocabulary_size - 1)
+    logprobs = (scores.gather(1, tokens) - highest).double() - total.log()
     return tokens[:, 0], logprobs[:, 0].float()
+
+
+def _sampled(
+    weights: Float[Tensor, "rows tokens"], uniforms: Float[Tensor, "rows"]
+) -> tuple[Int[Tensor, "rows 1"], Float[Tensor, "rows 1"]]:
+    """Give the token at that share of each row's weights, and the sum of these."""
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    # A product that rounds up to the total would lead beyond the last token that has a weight.
+    targets = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, targets, right=True), total
+
+
+def _sampled_of_chunks(
+    weights: Float[Tensor, "rows tokens"], uniforms: Float[Tensor, "rows"]
+) -> tuple[Int[Tensor, "rows 1"], Float[Tensor, "rows 1"]]:
+    """Do the same by chunks: find the chunk by their sums, then the token by the share of it that is left.
+
+    A chunk is summed in float32, in pairs and relative to itself, so that every token's probability is right
+    up to the rounding that its own float32 weight has.
+    """
+    chunks = weights.view(len(weights), -1, CHUNK_TOKENS)
+    sums = chunks.sum(dim=-1)
+    chunk, total = _sampled(sums, uniforms)
+    chunk = chunk.clamp(max=sums.shape[1] - 1)
+    before = sums.cumsum(dim=-1, dtype=torch.float64).gather(1, chunk) - sums.gather(1, chunk)
+    shares = (uniforms[:, None] * total - before) / sums.gather(1, chunk)
+    rows = torch.arange(len(weights), device=weights.device)
+    token, _ = _sampled(chunks[rows, chunk[:, 0]], shares[:, 0].clamp(0, 1))
+    return chunk * CHUNK_TOKENS + token, total
 
 
 def truncated(
