@@ -103,7 +103,8 @@ class Learner:
             objective.equal_rewards_carry_gradient,
             rng,
         )
-        torch.manual_seed(int(rng.integers(2**63)))  # Dropout, where there is any, is torch's own chance.
+        # Dropout, where there is any, is torch's own chance; each process has rows, and draws, of its own.
+        torch.manual_seed(int(rng.integers(2**63)) ^ self._processes.rank)
         learning_rate = self._optimizer.start_step(self._num_updates)
         work = UpdateWork()
         self._policy.module.train()
@@ -132,7 +133,8 @@ class Learner:
         found: dict[int, torch.Tensor] = {}
         with self._scorer.at_temperature(temperature or self._sampling.temperature):
             scored = self._score_shares(self._shares(rows))
-        for share in self._processes.exchange(scored):
+        # By way of the main memory: a tensor on a GPU would arrive on the sender's.
+        for share in self._processes.exchange({index: item.cpu() for index, item in scored.items()}):
             found.update(share)
         return [found[row.index].to(self._policy.device) for row in rows]
 
@@ -178,7 +180,8 @@ class Learner:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         compute = None
         if self._settings.float32_master_weights and any(item.dtype != torch.float32 for item in trained):
-            self._shards_are_masters, compute = True, module.dtype
+            self._shards_are_masters = True
+            self._policy.computes_in = compute = module.dtype
             for parameter in module.parameters():
                 parameter.data = parameter.data.float()
         offloads = self._settings.cpu_offload
