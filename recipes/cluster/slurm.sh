@@ -26,7 +26,7 @@ if [ -f .venv/bin/activate ]; then
     # shellcheck disable=SC1091
     source .venv/bin/activate
 fi
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 # A port of this job's own: two jobs may share a machine.
 port=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
