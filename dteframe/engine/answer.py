@@ -12,6 +12,7 @@ from dteframe.assemble import Parts
 from dteframe.contracts import Reward
 from dteframe.engine import calls
 from dteframe.engine.member import Member, Work
+from dteframe.engine.out_of_memory import memory_for, sampling_remedies
 from dteframe.engine.setup import Setup
 from dteframe.records import Completion, Group, Observation, Prompt, Purpose, Question, Sampling
 from dteframe.reports import GroupsReport
@@ -68,8 +69,13 @@ class Ask(Work[tuple[Group, ...]]):
         share = self._shares(processes.count)[processes.rank]
         prompts, seeds = [self.prompts[place] for place in share], [self.seeds[place] for place in share]
         rollout = member.parts.rollout
+        work = f"{len(share)} prompts x {self.num_generations} completions"
+        remedies = sampling_remedies(member.recipe.rollout)
         with member.meter.stage(generating):
-            with member.learner.whole_module() if rollout.shares_module else nullcontext():
+            with (
+                memory_for(generating, work, member.context.device, remedies),
+                member.learner.whole_module() if rollout.shares_module else nullcontext(),
+            ):
                 answers = calls.generate(rollout, prompts, self.num_generations, self.sampling, seeds)
             processes.wait()
         with member.meter.stage(scoring):

@@ -232,6 +232,7 @@ class _LinearLogprobs(torch.autograd.Function):
                 of_weight.addmm_(of_logits.t(), hidden[chunk])
             elif of_weight is not None:
                 of_weight += of_logits.t() @ hidden[chunk]
+            del of_logits  # In bfloat16 it is a copy, which the next chunk's logits should not meet.
         return (
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),

@@ -22,6 +22,7 @@ from dteframe.engine.fit import warn_of_shortage
 from dteframe.engine.member import join
 from dteframe.engine.meter import Meter
 from dteframe.engine.model_options import apply_model_options, num_trainable
+from dteframe.engine.out_of_memory import SMALLER_MODEL, SMALLER_OPTIMIZER, memory_for
 from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.engine.progress import Progress
 from dteframe.engine.run_folder import (
@@ -171,20 +172,22 @@ def _set_up(
         questions = calls.load(parts.dataset)
         rng = streams(0, "hold_out")
         pool = make_pool(questions, parts.rewards, training.evaluation_size, rng, context.warn)
-        with calls.running(parts.model):
+        with memory_for("load", "the model", context.device, SMALLER_MODEL), calls.running(parts.model):
             policy = parts.model.load(tuple(pool.train.values()))
         apply_model_options(policy, recipe.model, training, streams(0, "lora"))
         warn_of_shortage(recipe, policy, context, processes.count)
         pool, prompts = encode_prompts(pool, policy.tokenizer, training.max_prompt_length, context.warn)
     _refuse_small_pool(recipe, pool)
-    with meter.stage("embed"), calls.running(parts.estimator):
+    embedding = memory_for("embed", "the questions", context.device, SMALLER_MODEL)
+    with meter.stage("embed"), embedding, calls.running(parts.estimator):
         parts.estimator.start(
             tuple(pool.train.values()), lambda texts: encode_with(policy, texts, context.progress)
         )
     with meter.stage("load"):
         if processes.are_sharded:
             processes.broadcast(Skeleton.of(policy))
-        member = join(recipe, context, parts, policy, meter, processes, [])
+        with memory_for("load", "what training needs", context.device, SMALLER_OPTIMIZER):
+            member = join(recipe, context, parts, policy, meter, processes, [])
     return Setup(
         member=member,
         arithmetic=recipe.arithmetic(),

@@ -17,6 +17,7 @@ from dteframe.engine.loaded_sizes import loaded_sizes
 from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
 from dteframe.engine.lora import without_adapter
 from dteframe.engine.optimizer import Optimizer, OptimizerSettings, check_names
+from dteframe.engine.out_of_memory import SMALLER_OPTIMIZER, memory_for, remedies_for, work_of
 from dteframe.engine.pack import MicroBatches, Minibatch, Row, pack, shared_out, split_alike
 from dteframe.engine.sharding import Precision, Skeleton, first_scorer, gathered, release, shard
 from dteframe.engine.update_work import UpdateWork, by_row, lengths_of
@@ -230,7 +231,8 @@ class Learner:
         found: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             for rows in self._own_micro_batches(shares):
-                found.update(by_row(rows, self._score(self._scorer, rows)[0]))
+                with self._memory_for(rows):
+                    found.update(by_row(rows, self._score(self._scorer, rows)[0]))
         release(self._scorer)
         return found
 
@@ -240,14 +242,18 @@ class Learner:
         if number not in work.minibatches_with_reference:
             self._score_with_first_policy(micro_batches, work)
             work.minibatches_with_reference.add(number)
-        losses = [self._backward(rows, minibatch, work) for rows in micro_batches]
+        losses = []
+        for rows in micro_batches:
+            with self._memory_for(rows):
+                losses.append(self._backward(rows, minibatch, work))
         norm = self._optimizer.clip_gradients()
         loss = self._processes.sum(torch.stack(losses).sum())
         if not torch.isfinite(torch.stack([loss, norm])).all():
             self._optimizer.drop_gradients()
             told = [(item.item(), _questions(rows)) for item, rows in zip(losses, micro_batches, strict=True)]
             raise UpdateError(self._what_is_not_finite(minibatch, number, told, norm.item()))
-        self._optimizer.step()
+        with memory_for("update", "the optimizer's step", self._policy.device, SMALLER_OPTIMIZER):
+            self._optimizer.step()
         work.losses.append(float(loss))
         work.gradient_norms.append(float(norm))
 
@@ -298,9 +304,15 @@ class Learner:
             return
         with torch.no_grad(), self._as_first_policy():
             for rows in micro_batches:
-                work.reference.update(by_row(rows, self._score(self._reference_scorer, rows)[0]))
+                with self._memory_for(rows):
+                    work.reference.update(by_row(rows, self._score(self._reference_scorer, rows)[0]))
                 work.figures.scored.note(lengths_of(rows))
         release(self._reference_scorer)
+
+    def _memory_for(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
+        """Say which micro-batch it was, should memory run out."""
+        remedies = remedies_for(rows, self._settings.micro_batch_tokens)
+        return memory_for("update", work_of(rows), self._policy.device, remedies)
 
     def _as_first_policy(self) -> AbstractContextManager[None]:
         """Switch the adapter off where the first policy is the module without it."""
