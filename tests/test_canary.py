@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from dteframe import Prompt
 from dteframe.engine.canary import (
     BOUND_NATS,
     Scores,
+    begun_otherwise,
     best_temperature,
     is_repeated,
     likely_cause,
@@ -101,6 +103,12 @@ def test_a_one_sided_a_large_or_a_sudden_difference_is_no_rounding():
 def test_what_nothing_explains_is_called_weights_that_are_partly_stale():
     now = scores(TRAINER + [0.9, -0.4, 0.7, 0.2])
     assert cause(now) == "it looks like stale weights: no other temperature explains it"
+
+
+def test_a_prompt_that_no_cache_can_hold_begins_with_another_token():
+    prompt = Prompt("q", np.array([7, 8, 9]))
+    assert begun_otherwise(prompt, (7, 7, 5, 6)).token_ids.tolist() == [5, 8, 9]
+    assert begun_otherwise(prompt, (7,)).token_ids.tolist() == [7, 8, 9]
 
 
 def test_every_type_that_a_model_can_have_has_a_bound():

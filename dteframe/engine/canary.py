@@ -185,16 +185,14 @@ class Canary:
         def score_at(temperature: float) -> LogProbs:
             return np.concatenate(member.together(Score(rows, temperature)))
 
-        reversed_prompts = tuple(
-            Prompt(prompt.question_id, prompt.token_ids[::-1].copy()) for prompt in self._prompts
-        )
+        unasked = tuple(begun_otherwise(prompt, scores.token_ids) for prompt in self._prompts)
         return likely_cause(
             scores,
             self._last,
             self._bound_nats,
             self._sampling.temperature,
             score_at,
-            lambda: self._scores(member, reversed_prompts)[0].mean_nats,
+            lambda: self._scores(member, unasked)[0].mean_nats,
         )
 
 
@@ -264,6 +262,16 @@ def best_temperature(score_at: Callable[[float], LogProbs], sampler: LogProbs, t
         best = float(tried[int(np.argmin(misses))])
         ratio = ratio ** (1 / 8)
     return best
+
+
+def begun_otherwise(prompt: Prompt, token_ids: Sequence[int]) -> Prompt:
+    """Give the prompt with the first of these tokens that differs in place of its own first.
+
+    Whatever was kept of the prompt, a prefix cache has nothing of this one.
+    """
+    first = prompt.token_ids[0]
+    other = next((token_id for token_id in token_ids if token_id != first), first)
+    return Prompt(prompt.question_id, np.concatenate([[other], prompt.token_ids[1:]]))
 
 
 def mean_distance(one: LogProbs, other: LogProbs) -> float:
