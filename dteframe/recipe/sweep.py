@@ -24,7 +24,6 @@ from dteframe.registry import Registry
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*")
 """No hyphen: hyphens stand between the variants in a run's name."""
-
 OWN_KEYS = ("name", "seed")
 """Keys of a recipe that every run has of its own."""
 
