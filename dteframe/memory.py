@@ -16,6 +16,8 @@ FLOAT32 = 4
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2}
 LOGITS_OF_A_CHUNK = 2**26
 """Logits that exist at a time when completions are scored; a single token's always do."""
+COLUMNS_OF_A_ROOM = 128
+"""Tokens for which the ``transformers`` rollout makes room in its cache at a time."""
 ADAM_MOMENTS = 2
 """AdamW keeps a mean of gradients and of squared gradients for every parameter."""
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -277,18 +279,34 @@ def key_value_bytes(sizes: ModelSizes, num_tokens: int) -> int:
 
 
 def sampling_bytes(
-    sizes: ModelSizes, num_prompts: int, num_rows: int, prompt_length: int, completion_length: int
+    sizes: ModelSizes, num_prompts: int, num_rows: int, num_completions: int, lengths: tuple[int, int]
 ) -> Mapping[str, int]:
     """Give what the decode loop of the ``transformers`` rollout takes at its last token.
 
-    Keys and values of all rows and, once each, of the prompts; while they grow by a token those of a block
-    exist twice. Logits in the model's type, float32 scores and their exponentials, and float64 sums.
+    The weights of the blocks, laid out for few tokens at a time. Keys and values of all rows, with room for
+    tokens to come, and of the prompts once; they are made anew block by block. Logits in the model's type,
+    float32 scores and their exponentials, and float64 sums. A uniform number, a token and a log-prob for
+    every token of all completions.
+
+    Args:
+        sizes: the model's.
+        num_prompts: prompts that are sampled at a time.
+        num_rows: completions of them.
+        num_completions: completions that are asked for in all.
+        lengths: tokens of a prompt and of a completion.
     """
-    length = prompt_length + completion_length
-    cache = key_value_bytes(sizes, num_rows * length + num_prompts * prompt_length)
-    growing = key_value_bytes(sizes, num_rows * length) // (2 * sizes.num_layers)
-    logits = num_rows * sizes.vocabulary_size * (sizes.parameter_bytes + 2 * FLOAT32 + 2 * 8)
-    return {"keys and values": cache + growing, "sampling": logits}
+    prompt_length, completion_length = lengths
+    room = min(COLUMNS_OF_A_ROOM, completion_length)
+    columns = prompt_length + -(-completion_length // room) * room
+    cache = key_value_bytes(sizes, num_rows * columns + num_prompts * prompt_length)
+    made_anew = key_value_bytes(sizes, num_rows * (columns - room)) // sizes.num_layers
+    embeddings = sizes.vocabulary_size * sizes.hidden_size * (1 if sizes.ties_embeddings else 2)
+    return {
+        "weights for sampling": (sizes.num_parameters - embeddings) * sizes.parameter_bytes,
+        "keys and values": cache + made_anew,
+        "logits": num_rows * sizes.vocabulary_size * (sizes.parameter_bytes + 2 * FLOAT32 + 2 * 8),
+        "completions": num_completions * completion_length * (8 + 8 + FLOAT32),
+    }
 
 
 def sampling_weights_bytes(sizes: ModelSizes, training: MemorySettings) -> int:

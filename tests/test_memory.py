@@ -16,6 +16,7 @@ from dteframe.contracts import Context
 from dteframe.engine.fit import warn_of_shortage
 from dteframe.engine.logprobs import MAX_LOGITS
 from dteframe.memory import (
+    COLUMNS_OF_A_ROOM,
     LOGITS_OF_A_CHUNK,
     MemorySettings,
     activation_bytes,
@@ -42,6 +43,7 @@ from dteframe.plan_text import memory_text
 from dteframe.recipe import Recipe, load_recipe
 from dteframe.records import ModelSizes, SamplingMemory
 from dteframe.registry import load_registry
+from dteframe.rollouts.continuous import ROOM_COLUMNS
 from dteframe.testing.tiny import tiny_policy
 
 ROOT = Path(__file__).parents[1]
@@ -258,10 +260,26 @@ def test_keys_and_values_are_those_of_a_real_cache():
     assert key_value_bytes(sizes, 5 * 7) == taken
 
 
-def test_sampling_takes_keys_values_and_logits():
-    # 6 rows of 3 + 4 tokens and 2 prompts of 3; a token's keys and values are 2 layers x 2 x 4 x 2 bytes.
-    taken = sampling_bytes(SMALL, num_prompts=2, num_rows=6, prompt_length=3, completion_length=4)
-    assert taken == {"keys and values": (42 + 6) * 32 + 42 * 8, "sampling": 6 * 10 * (2 + 8 + 16)}
+def test_sampling_takes_weights_keys_values_logits_and_results():
+    # 6 rows of 3 + 4 tokens and 2 prompts of 3; a token's keys and values are 2 layers x 2 x 4 x 2 bytes; the
+    # cache of a block without its free columns exists twice while it is made anew; 12 completions in all.
+    taken = sampling_bytes(SMALL, num_prompts=2, num_rows=6, num_completions=12, lengths=(3, 4))
+    assert taken == {
+        "weights for sampling": (1000 - 80) * 2,
+        "keys and values": (42 + 6) * 32 + 18 * 16,
+        "logits": 6 * 10 * (2 + 8 + 16),
+        "completions": 12 * 4 * 20,
+    }
+
+
+def test_the_cache_has_room_for_whole_blocks_of_tokens():
+    assert COLUMNS_OF_A_ROOM == ROOM_COLUMNS
+
+    def cached(completion_length):
+        taken = sampling_bytes(SMALL, 1, num_rows=1, num_completions=1, lengths=(3, completion_length))
+        return taken["keys and values"]
+
+    assert cached(129) == cached(256) > cached(128)
 
 
 # Real processes
@@ -373,7 +391,7 @@ def test_gradients_lie_beside_activations_only_if_a_minibatch_has_several_micro_
 
 
 def test_the_stages_add_up_and_the_largest_is_the_peak(recipe):
-    chosen = recipe()
+    chosen = recipe("rollout.max_batch_rows=32")
     plan = memory_plan(chosen, chosen.model.sizes())
     for stage in plan.stages:
         assert sum(stage.parts.values()) == stage.total_bytes
@@ -390,7 +408,7 @@ def test_a_rollout_that_does_not_say_what_it_takes_is_named(recipe, monkeypatch)
 
 
 def test_what_a_rollout_keeps_counts_in_the_update(recipe, monkeypatch):
-    chosen = recipe()
+    chosen = recipe("rollout.max_batch_rows=32")
     before = memory_plan(chosen, chosen.model.sizes()).peak_bytes
     kept = SamplingMemory({"engine": 7000}, while_updating=5000)
     monkeypatch.setattr(type(chosen.rollout), "memory", lambda *_: kept)
@@ -398,7 +416,7 @@ def test_what_a_rollout_keeps_counts_in_the_update(recipe, monkeypatch):
 
 
 def test_a_shortage_names_stage_needs_and_knobs(recipe):
-    chosen = recipe()
+    chosen = recipe("rollout.max_batch_rows=32")
     plan = memory_plan(chosen, chosen.model.sizes())
     assert shortage(plan, chosen, plan.peak_bytes, "cuda") is None
     assert shortage(plan, chosen, 2**20, "cuda") == (

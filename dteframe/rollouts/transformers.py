@@ -50,9 +50,10 @@ class TransformersRolloutConfig(RolloutConfig):
         asked_at_once = max(arithmetic.questions_per_step, arithmetic.reference_size)
         num_prompts = min(max(1, self.max_batch_rows // generations), -(-asked_at_once // num_processes))
         num_rows = min(num_prompts * generations, max(self.max_batch_rows, num_prompts))
+        num_completions = -(-asked_at_once * generations // num_processes)
         lengths = arithmetic.max_prompt_length, arithmetic.max_completion_length
         return SamplingMemory(
-            sampling_bytes(sizes, num_prompts, num_rows, *lengths),
+            sampling_bytes(sizes, num_prompts, num_rows, num_completions, lengths),
             remark=f"sampling holds {num_rows} completions of full length at a time (rollout.max_batch_rows)",
         )
 
