@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ def started(device: str) -> Iterator[Processes]:
     device = device_of_this_process(device)
     store, rank, count = next(rendezvous("env://", timeout=LONGEST_WAIT))
     processes = Processes(rank, count, PrefixStore("dteframe", store))
+    # At the program's end, and after what is made from now on: an engine of vLLM has groups of its own.
+    leave = weakref.finalize(Processes, _leave)
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
@@ -137,10 +140,10 @@ def started(device: str) -> Iterator[Processes]:
         )
         yield processes
     except BaseException as error:
+        leave.detach()  # Others are not there any more to take leave of.
         if processes.may_speak(error):
             raise
         raise AnotherProcessFailedError("another process failed") from error
-    dist.destroy_process_group()
 
 
 def device_of_this_process(wanted: str) -> str:
@@ -164,6 +167,11 @@ def device_of_this_process(wanted: str) -> str:
         )
     torch.cuda.set_device(number)
     return f"cuda:{number}"
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _is_lost_connection(error: BaseException) -> bool:

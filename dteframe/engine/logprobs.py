@@ -191,7 +191,8 @@ class _LinearLogprobs(torch.autograd.Function):
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits, table = _chunk_memory(hidden, weight), _chunk_memory(hidden, weight)
-        logprobs, entropies = hidden.new_empty((2, len(targets)), dtype=logits.dtype)
+        logprobs = hidden.new_empty(len(targets), dtype=logits.dtype)
+        entropies = torch.empty_like(logprobs)
         for chunk in _chunks(len(targets), len(logits)):
             given = _put_logits(logits, hidden[chunk], weight, bias, temperature)
             logs = torch.log_softmax(given, -1, out=table[: len(given)])
