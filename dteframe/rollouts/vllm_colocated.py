@@ -87,6 +87,9 @@ class ColocatedEngine:
                 skip_tokenizer_init=True,
                 seed=context.seed,
             )
+            if _executor(config.tensor_parallel_size) is not None:
+                # At exit vLLM would leave process groups that the run has left already, with a traceback.
+                self._llm.llm_engine.engine_core._finalizer.atexit = False
             self._llm.init_weight_transfer_engine({"init_info": {"sizes": policy_sizes(policy)}})
         self._asleep: set[str] = set()
         # Worker processes of their own cannot be handed tensors: they read files.
