@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from several_processes import run_in_processes
 from tiny_run import TINY, rows, run_tiny
+from torch.distributed import HashStore
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from dteframe.engine.distributed import ALONE, device_of_this_process, started
+from dteframe.engine.distributed import ALONE, Processes, device_of_this_process, started
 from dteframe.engine.launch import _how_it_died
 from dteframe.engine.run_folder import locked
 from dteframe.engine.sharding import Skeleton
@@ -195,6 +196,23 @@ def test_a_process_alone_sends_nothing():
     assert processes.collect(3) == processes.exchange(3) == [3]
     assert processes.sum(torch.tensor(2.0)) == 2.0
     assert processes.may_speak(RuntimeError("gloo: Connection closed by peer"))
+
+
+def test_the_first_process_that_fails_has_the_word():
+    store = HashStore()
+    first, second = Processes(1, 2, store), Processes(0, 2, store)
+    assert first.may_speak(ValueError("too hard"))
+    assert not second.may_speak(RuntimeError("gloo: Connection closed by peer"))
+    assert not second.may_speak(KeyboardInterrupt())
+    assert first.may_speak(ValueError("too hard")), "it was the first"
+
+
+def test_a_recipe_that_cannot_run_is_told_before_processes_are_started(tmp_path):
+    (tmp_path / "bad.yaml").write_text("name: bad\n")
+    command = [sys.executable, "-X", "importtime", "-m", "dteframe", "run", "bad.yaml", "--processes", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("training: ") == 1 and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -124,12 +124,12 @@ def started(device: str) -> Iterator[Processes]:
     if not dist.is_torchelastic_launched():
         yield ALONE
         return
-    device = device_of_this_process(device)
     store, rank, count = next(rendezvous("env://", timeout=LONGEST_WAIT))
     processes = Processes(rank, count, PrefixStore("dteframe", store))
     # At the program's end, and after what is made from now on: an engine of vLLM has groups of its own.
     leave = weakref.finalize(Processes, _leave)
     try:
+        device = device_of_this_process(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
             store=PrefixStore("process_group", store),
