@@ -186,12 +186,13 @@ class Seats:
     def _take(self, logits: Float[Tensor, "rows vocabulary"], state: Tensor) -> Bool[Tensor, "rows"]:
         """Sample a token for each row of ``state`` and note it; tell which end their completion."""
         places = state[2]
-        tokens, logprobs = sample_tokens(logits, self._uniforms[places], self._sampling)
-        self._token_ids[places] = tokens
-        self._logprobs[places] = logprobs
+        uniforms = self._uniforms.index_select(0, places)
+        tokens, logprobs = sample_tokens(logits, uniforms, self._sampling)
+        self._token_ids.index_copy_(0, places, tokens)
+        self._logprobs.index_copy_(0, places, logprobs)
         state[0] = tokens
         state[1:] += 1
-        return self._is_end[tokens]
+        return self._is_end.index_select(0, tokens)
 
     def _leave(self, num_ended: int) -> None:
         """Give the seats of ended rows to rows at the back, so that rows sit together."""

@@ -130,21 +130,23 @@ class Projection:
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's
         )
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if is_packed else None
-        self._weight = None if is_packed else weight
+        self._transposed = None if is_packed else weight.t()
 
     def __call__(self, inputs: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         """Multiply by the transposed weight and add the bias."""
-        if self._packed is not None:
+        if self._transposed is None:
             found = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self._bias, "none", [], "")
             return cast(Tensor, found)
-        return functional.linear(inputs, cast(Tensor, self._weight), self._bias)
+        if self._bias is None:
+            return torch.mm(inputs, self._transposed)
+        return torch.addmm(self._bias, inputs, self._transposed)
 
     def add_to(self, total: Float[Tensor, "rows outputs"], inputs: Float[Tensor, "rows inputs"]) -> None:
         """Add the product to ``total`` in place."""
-        if self._weight is None or self._bias is not None:
+        if self._transposed is None or self._bias is not None:
             total.add_(self(inputs))
         else:
-            total.addmm_(inputs, self._weight.t())
+            total.addmm_(inputs, self._transposed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,26 +208,29 @@ class FusedDecoder:
             attention: mixes tokens; everything else here is done to each alone.
             kept: which tokens' logits to give; None for all.
         """
-        rotations = self._rotations[positions][:, None]
+        rotations = self._rotations.index_select(0, positions)[:, None]
         padded = self._embedding.new_zeros(len(token_ids), self._hidden_size + RESIDUAL_PADDING)
         padded[:, self._hidden_size] = math.sqrt(self._epsilon * self._hidden_size)
         residual = padded[:, : self._hidden_size]
-        residual.copy_(self._embedding[token_ids])
+        residual.copy_(self._embedding.index_select(0, token_ids))
         for layer, block in enumerate(self._blocks):
-            fused = block.fused(self._normed(padded, block.attention_norm))
+            fused = block.fused(self._normed(padded, residual, block.attention_norm))
             self._rotate(fused, rotations)
             block.output.add_to(residual, attention(layer, fused))
-            gate, up = block.gate_and_up(self._normed(padded, block.feed_forward_norm)).chunk(2, dim=-1)
+            hidden = block.gate_and_up(self._normed(padded, residual, block.feed_forward_norm))
+            gate, up = hidden.split(hidden.shape[1] // 2, dim=1)  # type: ignore[no-untyped-call]  # torch's
             block.down.add_to(residual, functional.silu(gate).mul_(up))
-        return self._head(self._normed(padded if kept is None else padded[kept], self._norm))
+        if kept is not None:
+            padded, residual = padded[kept], residual[kept]
+        return self._head(self._normed(padded, residual, self._norm))
 
-    def _normed(self, padded: Tensor, weight: Tensor | None) -> Tensor:
+    def _normed(self, padded: Tensor, residual: Tensor, weight: Tensor | None) -> Tensor:
         """Divide the residual stream by its length, epsilon included: RMSNorm but for the weights' part."""
         length = torch.linalg.vector_norm(padded, dim=-1, keepdim=True, dtype=torch.float32)
         if not self.is_folded:
             length /= self._root
-        normed: Tensor = (padded[:, : self._hidden_size] / length).to(self.dtype)
-        return normed if weight is None else normed.mul_(weight)
+        normed = torch.div(residual, length)
+        return normed if weight is None else normed.to(self.dtype).mul_(weight)
 
     def _rotate(self, fused: Tensor, rotations: Tensor) -> None:
         """Rotate queries and keys in place, each pair as a complex number."""
