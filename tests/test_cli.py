@@ -215,6 +215,14 @@ def test_plan_explains_in_words_and_as_json(recipe):
     assert (work["max_steps"], work["num_plans"], work["completions_per_step"]) == (5, 3, 8)
 
 
+def test_plan_holds_the_memory_against_a_gpu(recipe):
+    told = json.loads(dteframe_does("plan", recipe, "--gpu-memory", "2", "--processes", "2", "--json").stdout)
+    assert told["device_bytes"] == 2**31
+    assert told["memory"]["num_processes"] == 2
+    assert told["memory"]["peak_bytes"] == max(stage["total_bytes"] for stage in told["memory"]["stages"])
+    assert "; fits into 2.00 GiB" in dteframe_does("plan", recipe, "--gpu-memory", "2").stdout
+
+
 def test_plugins_lists_every_kind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     listed = json.loads(dteframe_does("plugins", "--json").stdout)
