@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # In a process of its own the engine could not take tensors over.
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # Standard output is data.
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # It warns of tied layers at every update, which are dealt with here.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # On a CPU it would bind the trainer's threads too.
 }
 """What vLLM reads when it is imported; set where people have not set it themselves."""
