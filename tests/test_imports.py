@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "datasets", "reasoning_gym", "trl", "accelerate", "math_verify", "pyarrow")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "reasoning_gym",
+    "trl",
+    "accelerate",
+    "math_verify",
+    "pyarrow",
+    "vllm",
+)
 
 
 @pytest.mark.parametrize(
