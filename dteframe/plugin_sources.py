@@ -37,6 +37,8 @@ BUILT_IN = (
     "dteframe.estimators.policy_probe",
     "dteframe.selectors.uniform",
     "dteframe.selectors.difficulty_target",
+    "dteframe.selectors.informative_probability",
+    "dteframe.selectors.thompson_target",
     "dteframe.replay.none",
     "dteframe.replay.fifo",
     "dteframe.rollouts.transformers",

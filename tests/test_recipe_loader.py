@@ -168,7 +168,8 @@ def test_keys_that_both_types_have_stay(load):
         (
             "selector=unifrom",
             "selector: must be a section with keys, not 'unifrom'; write selector.type=NAME; "
-            "did you mean 'uniform'? (known: difficulty_target, uniform)",
+            "did you mean 'uniform'? "
+            "(known: difficulty_target, informative_probability, thompson_target, uniform)",
         ),
         ("selector.capacity=1", "selector.capacity: unknown key; it is a key of replay 'fifo'"),
         ("seed", "is no override; write key=value, such as training.max_steps=10"),
@@ -195,7 +196,7 @@ def test_keys_that_both_types_have_stay(load):
         ),
         ("replay.capacity=x", "replay.capacity: must be a whole number, not 'x'"),
         ("selector.type=[uniform]", "selector.type: must be the name of a plugin, not ['uniform']; "
-         "known: difficulty_target, uniform"),
+         "known: difficulty_target, informative_probability, thompson_target, uniform"),
     ],
 )  # fmt: skip
 def test_a_problem_of_an_override_is_located_there(load, override, message):

@@ -210,7 +210,12 @@ def test_the_json_schema_knows_every_key_and_plugin_with_words(registry):
     assert schema["required"] == ["name", "training", "model", "dataset", "reward"]
     assert schema["additionalProperties"] is False
     selector = schema["properties"]["selector"]
-    assert selector["properties"]["type"]["enum"] == ["difficulty_target", "uniform"]
+    assert selector["properties"]["type"]["enum"] == [
+        "difficulty_target",
+        "informative_probability",
+        "thompson_target",
+        "uniform",
+    ]
     assert selector["description"] == "Which questions next?"
     training = schema["$defs"]["TrainingConfig"]
     assert training["additionalProperties"] is False

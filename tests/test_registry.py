@@ -57,7 +57,12 @@ def test_every_built_in_module_gives_its_plugins():
     found = {item.component.__module__ for kind in ("model", "tracker") for item in registry.of_kind(kind)}
     assert found <= set(BUILT_IN)
     assert len(registry.origins()) == len(BUILT_IN)
-    assert registry.names("selector") == ["difficulty_target", "uniform"]
+    assert registry.names("selector") == [
+        "difficulty_target",
+        "informative_probability",
+        "thompson_target",
+        "uniform",
+    ]
     assert registry.names("replay") == ["fifo", "none"]
     assert registry.get("selector", "uniform").origin.label == "built-in"
 
@@ -106,7 +111,12 @@ def test_a_package_is_one_plugin_and_finds_its_own_modules(here):
 def test_tests_and_private_files_in_a_plugins_folder_are_no_plugins(here):
     for name in ("test_first.py", "conftest.py", "_draft.py"):
         write(here / "plugins" / name, "raise RuntimeError")
-    assert load_registry(near=here).names("selector") == ["difficulty_target", "uniform"]
+    assert load_registry(near=here).names("selector") == [
+        "difficulty_target",
+        "informative_probability",
+        "thompson_target",
+        "uniform",
+    ]
 
 
 def test_a_changed_file_is_read_anew_and_registries_share_nothing(here):
@@ -159,7 +169,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         load_registry().get("selector", "unifrom")
     assert str(caught.value) == (
         "selector: there is no selector 'unifrom'; did you mean 'uniform'? "
-        "(known: difficulty_target, uniform)"
+        "(known: difficulty_target, informative_probability, thompson_target, uniform)"
     )
     with pytest.raises(PluginError, match="'selecter' is no kind of plugin; did you mean 'selector'"):
         load_registry().names("selecter")

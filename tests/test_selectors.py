@@ -11,11 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dteframe import Context, SuccessEstimate
-from dteframe.selectors.difficulty_target import (
-    DifficultyTargetConfig,
-    DifficultyTargetSelector,
-    gumbel_top_k,
+from dteframe.engine.choose import Uses, choose
+from dteframe.records import BatchArithmetic
+from dteframe.selectors.difficulty_target import DifficultyTargetConfig, DifficultyTargetSelector
+from dteframe.selectors.gumbel import gumbel_top_k
+from dteframe.selectors.informative_probability import (
+    InformativeProbabilityConfig,
+    InformativeProbabilitySelector,
 )
+from dteframe.selectors.thompson_target import ThompsonTargetConfig, ThompsonTargetSelector
 from dteframe.selectors.uniform import UniformConfig, UniformSelector
 
 CONTEXT = Context(Path("unused"), Path("unused"), "cpu", 0, lambda *_: None, lambda _: None)
@@ -179,3 +183,96 @@ def test_uniform_goes_on_with_its_epoch_after_a_checkpoint():
     resumed.load_state_dict(selector.state_dict())
     assert set(resumed.select(pool, 4, np.random.default_rng(7)).question_ids).isdisjoint(first)
     assert resumed.state_dict()["asked"] == sorted(pool.question_ids)
+
+
+# informative_probability
+
+
+def informative(num_generations: int = 8, temperature: float = 1e-6) -> InformativeProbabilitySelector:
+    selector = InformativeProbabilitySelector(InformativeProbabilityConfig(temperature=temperature), CONTEXT)
+    selector.start(BatchArithmetic(4, 2, num_generations, 1, 0, 0, 16, 16))
+    return selector
+
+
+def test_the_likeliest_to_be_mixed_are_chosen_whatever_their_means():
+    # Chances at 8 rollouts: Beta(1, 1) 7/9 = 0.78; 1/2 for sure 0.99; Beta(1, 7) 0.5; 1/8 for sure 0.66
+    mean, evidence = np.array([0.5, 0.5, 0.125, 0.125]), np.array([2.0, 1e6, 8.0, 1e6])
+    estimate = SuccessEstimate(("no_idea", "surely_half", "perhaps_hard", "surely_hard"), mean, evidence)
+    rng = np.random.default_rng(0)
+    assert set(informative().select(estimate, 2, rng).question_ids) == {"no_idea", "surely_half"}
+    assert set(informative().select(estimate, 3, rng).question_ids) == {
+        "no_idea", "surely_half", "surely_hard"
+    }  # fmt: skip  # one line says it
+
+
+def test_a_soft_choice_is_that_of_the_chances():
+    mean, evidence = np.array([0.5, 1.0]), np.array([1e9, 1e9])  # chances 0.5 and 0 at 2 rollouts
+    estimate = SuccessEstimate(("half", "easy"), mean, evidence)
+    selector = informative(num_generations=2, temperature=0.5)
+    rng = np.random.default_rng(0)
+    share = np.mean([selector.select(estimate, 1, rng).question_ids == ("half",) for _ in range(4000)])
+    assert share == pytest.approx(np.e / (np.e + 1), abs=0.025)  # exp(0.5 / 0.5) to exp(0)
+
+
+# thompson_target
+
+
+def test_draws_near_the_target_are_chosen_and_unknown_questions_get_their_chance():
+    mean, evidence = np.array([0.5] * 10 + [0.9] * 10), np.array([0.0] * 10 + [1e6] * 10)
+    names = tuple(f"q{index:02d}" for index in range(20))
+    selector = ThompsonTargetSelector(ThompsonTargetConfig(target_success_rate=0.9), CONTEXT)
+    rng = np.random.default_rng(0)
+    counts = dict.fromkeys(names, 0)
+    for _ in range(200):
+        chosen = selector.select(SuccessEstimate(names, mean, evidence), 10, rng).question_ids
+        assert len(set(chosen)) == 10
+        for name in chosen:
+            counts[name] += 1
+    assert min(counts[name] for name in names[10:]) > 190  # surely 0.9: only a luckier draw takes their place
+    assert 0 < sum(counts[name] for name in names[:10]) < 50
+
+
+# Rest, limit of uses, coverage
+
+
+def test_without_rules_the_selector_alone_decides():
+    estimate = estimate_of(np.linspace(0, 1, 30))
+    alone = targeting().select(estimate, 5, np.random.default_rng(3))
+    choice = choose(targeting(), estimate, 5, 1, Uses(), np.random.default_rng(3))
+    assert choice.question_ids == alone.question_ids
+    assert choice.figures == {}
+
+
+def test_chosen_questions_rest_for_the_cooldown():
+    selector = DifficultyTargetSelector(DifficultyTargetConfig(cooldown=2), CONTEXT)
+    estimate, uses, rng = estimate_of([0.5, 0.5, 0.1, 0.1, 0.0, 0.0]), Uses(), np.random.default_rng(0)
+    chosen = [set(choose(selector, estimate, 2, step, uses, rng).question_ids) for step in (1, 2, 3)]
+    assert chosen == [{"q00000", "q00001"}, {"q00002", "q00003"}, {"q00000", "q00001"}]
+
+
+def test_questions_are_used_up_and_brought_back_only_where_too_few_are_left():
+    selector = DifficultyTargetSelector(DifficultyTargetConfig(max_uses=1, cooldown=2), CONTEXT)
+    estimate, uses, rng = estimate_of([0.5, 0.4, 0.1, 0.0]), Uses(), np.random.default_rng(0)
+    assert set(choose(selector, estimate, 2, 1, uses, rng).question_ids) == {"q00000", "q00001"}
+    second = choose(selector, estimate, 3, 2, uses, rng)
+    assert {"q00002", "q00003"} < set(second.question_ids)
+    assert second.figures == {"brought_back_questions": 1.0, "coverage_questions": 0.0}
+
+
+def test_a_share_of_the_choice_is_uniform_over_the_rest():
+    selector = DifficultyTargetSelector(DifficultyTargetConfig(coverage_fraction=0.25), CONTEXT)
+    estimate = estimate_of([0.5] * 6 + [0.0] * 94)
+    choice = choose(selector, estimate, 8, 1, Uses(), np.random.default_rng(0))
+    assert len(set(choice.question_ids)) == 8
+    assert choice.figures == {"brought_back_questions": 0.0, "coverage_questions": 2.0}
+    assert {f"q0000{index}" for index in range(6)} <= set(choice.question_ids)
+
+
+def test_uses_come_back_from_a_checkpoint():
+    uses = Uses()
+    uses.note(("b", "a"), 3)
+    uses.note(("a",), 7)
+    again = Uses()
+    again.load_state_dict(uses.state_dict())
+    assert again.last_step == {"b": 3, "a": 7}
+    assert again.times == {"b": 1, "a": 2}

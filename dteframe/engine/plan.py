@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from dteframe.engine import calls
 from dteframe.engine.agreement import brier, pearson
 from dteframe.engine.answer import answer, observation_of
+from dteframe.engine.choose import Uses, choose
 from dteframe.engine.setup import Setup
 from dteframe.records import Group, State, SuccessEstimate
 from dteframe.reports import EstimateReport, PlanReport
@@ -70,10 +71,13 @@ class Plan:
         )
 
 
-def make_plan(setup: Setup, step: int, last_estimate: SuccessEstimate | None) -> tuple[Plan, EstimateReport]:
+def make_plan(
+    setup: Setup, step: int, last_estimate: SuccessEstimate | None, uses: Uses
+) -> tuple[Plan, EstimateReport]:
     """Choose the questions of the steps from ``step`` on; may roll out reference questions.
 
-    ``last_estimate`` is the previous plan's, to be judged on the references measured now.
+    ``last_estimate`` is the previous plan's, to be judged on the references measured now; ``uses`` gets what
+    is chosen.
     """
     parts, meter, version = setup.parts, setup.meter, step - 1
     references = _measured_references(setup, step)
@@ -93,7 +97,9 @@ def make_plan(setup: Setup, step: int, last_estimate: SuccessEstimate | None) ->
     with meter.stage("select"):
         candidates = estimate.without(frozenset(group.question_id for group in reused))
         count = num_fresh * interval - len(reused)
-        chosen = calls.select(parts.selector, candidates, count, setup.streams(step, "select"))
+        uses.note([group.question_id for group in reused], step)
+        choice = choose(parts.selector, candidates, count, step, uses, setup.streams(step, "select"))
+    chosen, estimate = choice.question_ids, replace(estimate, figures={**estimate.figures, **choice.figures})
     plan = Plan(list(chosen), interval, num_replayed, estimate, reused, surplus)
     estimate_of_chosen = restricted(estimate, chosen)
     figures = _figures(plan, estimate_of_chosen, references, last_estimate)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dteframe.engine.choose import Uses
 from dteframe.engine.plan import Plan
 from dteframe.records import State
 from dteframe.reports import AnswerReport, EstimateReport, EvaluationReport, StepReport
@@ -18,6 +19,7 @@ class Progress:
     step: int = 0
     """Training steps done; the policy's version."""
     plan: Plan | None = None
+    uses: Uses = field(default_factory=Uses)
     success_rate_before: float | None = None
     success_rate_after: float | None = None
     informative_groups: float = 0.0
@@ -58,6 +60,7 @@ class Progress:
         return {
             "step": self.step,
             "plan": self.plan.state_dict() if self.plan else None,
+            "uses": self.uses.state_dict(),
             "success_rate_before": self.success_rate_before,
             "success_rate_after": self.success_rate_after,
             "informative_groups": self.informative_groups,
@@ -74,3 +77,5 @@ class Progress:
             setattr(self, name, value)
         self.warnings = [*state["warnings"], *new_warnings]
         self.plan = Plan.from_state(state["plan"]) if state["plan"] else None
+        self.uses = Uses()
+        self.uses.load_state_dict(state["uses"])

@@ -183,6 +183,8 @@ def _set_up(
         parts.estimator.start(
             tuple(pool.train.values()), lambda texts: encode_with(policy, texts, context.progress)
         )
+    with calls.running(parts.selector):
+        parts.selector.start(recipe.arithmetic())
     with meter.stage("load"):
         if processes.are_sharded:
             processes.broadcast(Skeleton.of(policy))

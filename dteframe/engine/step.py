@@ -8,6 +8,7 @@ import numpy as np
 
 from dteframe.engine import calls
 from dteframe.engine.answer import answer, observation_of, tell
+from dteframe.engine.choose import Uses, choose
 from dteframe.engine.member import Sync, Update
 from dteframe.engine.plan import Plan, agreement_with, make_plan
 from dteframe.engine.progress import Progress
@@ -22,13 +23,13 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
     reports: list[StageReport] = []
     if progress.plan is None or progress.plan.steps_left == 0:
         last_estimate = progress.plan.estimate if progress.plan else None
-        progress.plan, figures = make_plan(setup, step, last_estimate)
+        progress.plan, figures = make_plan(setup, step, last_estimate, progress.uses)
         reports.append(figures)
     plan = progress.plan
     reused, surplus = tuple(plan.reused), tuple(plan.surplus)
     fresh_ids = plan.take(setup.arithmetic.questions_per_step - plan.num_replayed - len(reused))
     replayed, replay_report = _draw(setup, plan, step, fresh_ids)
-    shortfall_ids = _stand_ins(setup, plan, step, fresh_ids, replayed)
+    shortfall_ids = _stand_ins(setup, plan, step, fresh_ids, replayed, progress.uses)
     answered = answer(setup, fresh_ids + shortfall_ids, "train", step, setup.streams(step, "answers"))
     fresh = reused + answered
     with setup.meter.stage("replay"):
@@ -72,7 +73,12 @@ def _draw(
 
 
 def _stand_ins(
-    setup: Setup, plan: Plan, step: int, fresh_ids: tuple[str, ...], replayed: Sequence[Group]
+    setup: Setup,
+    plan: Plan,
+    step: int,
+    fresh_ids: tuple[str, ...],
+    replayed: Sequence[Group],
+    uses: Uses,
 ) -> tuple[str, ...]:
     """Choose questions for groups that the buffer could not give: a step always has all its groups."""
     shortfall = plan.num_replayed - len(replayed)
@@ -81,7 +87,8 @@ def _stand_ins(
     taken = {*fresh_ids, *plan.question_ids, *(group.question_id for group in [*plan.reused, *replayed])}
     with setup.meter.stage("select"):
         candidates = plan.estimate.without(frozenset(taken))
-        return calls.select(setup.parts.selector, candidates, shortfall, setup.streams(step, "stand_ins"))
+        rng = setup.streams(step, "stand_ins")
+        return choose(setup.parts.selector, candidates, shortfall, step, uses, rng).question_ids
 
 
 def _credited(setup: Setup, group: Group, step: int, *, is_replayed: bool) -> CreditedGroup:

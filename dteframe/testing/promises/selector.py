@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from dteframe.contracts import Selector
-from dteframe.records import SuccessEstimate
+from dteframe.records import BatchArithmetic, SuccessEstimate
 from dteframe.testing.subject import Subject, copy_of_state, insist, insist_on_storable_state, same_value
 
 
 def selection_has_exactly_as_many_distinct_questions_as_asked(subject: Subject) -> None:
     """``select`` gives ``count`` distinct questions of the estimate, plan after plan, also all of them."""
-    selector: Selector = subject.make()
+    selector = _started(subject)
     for round_number, count in enumerate((1, 5, 8, 8, 24, 8)):
         _insist_on_selection(selector, _estimate(subject), count, round_number)
 
 
 def questions_that_are_missing_now_are_never_chosen(subject: Subject) -> None:
     """The estimate may cover a part of the pool, another one each time: choose among its questions only."""
-    selector: Selector = subject.make()
+    selector = _started(subject)
     for round_number in range(4):
         part = frozenset(question.id for question in subject.questions[round_number::3])
         _insist_on_selection(selector, _estimate(subject).without(part), 6, round_number)
@@ -28,7 +28,7 @@ def too_few_questions_are_refused(subject: Subject) -> None:
     """Raise ValueError when the estimate has fewer questions than asked for; never repeat one."""
     estimate = _estimate(subject)
     try:
-        subject.make().select(estimate, len(estimate.question_ids) + 1, np.random.default_rng(0))
+        _started(subject).select(estimate, len(estimate.question_ids) + 1, np.random.default_rng(0))
     except ValueError:
         return
     insist(False, f"{len(estimate.question_ids) + 1} of {len(estimate.question_ids)} questions were given")
@@ -40,27 +40,27 @@ def extreme_estimates_are_safe(subject: Subject) -> None:
     number = len(plain.question_ids)
     for mean in (np.zeros(number), np.ones(number), np.arange(number) % 2.0):
         estimate = SuccessEstimate(plain.question_ids, mean, np.zeros(number))
-        _insist_on_selection(subject.make(), estimate, 8, 0)
+        _insist_on_selection(_started(subject), estimate, 8, 0)
 
 
 def equal_generators_give_equal_selections(subject: Subject) -> None:
     """The generator that ``select`` gets is its only source of chance."""
     estimate = _estimate(subject)
-    chosen = [subject.make().select(estimate, 8, np.random.default_rng(3)).question_ids for _ in range(2)]
+    chosen = [_started(subject).select(estimate, 8, np.random.default_rng(3)).question_ids for _ in range(2)]
     insist(chosen[0] == chosen[1], f"{chosen[0]} and {chosen[1]} from equal generators")
 
 
 def estimate_is_left_as_it_is(subject: Subject) -> None:
     """The arrays of the estimate are reported after the selection: do not sort or change them in place."""
     estimate, untouched = _estimate(subject), _estimate(subject)
-    subject.make().select(estimate, 8, np.random.default_rng(0))
+    _started(subject).select(estimate, 8, np.random.default_rng(0))
     insist(same_value(estimate.mean, untouched.mean), "the means were changed in place")
     insist(same_value(estimate.evidence, untouched.evidence), "the evidence was changed in place")
 
 
 def state_brings_back_the_selections(subject: Subject) -> None:
     """A new selector that is given the state selects what the first one would have selected next."""
-    before, after = subject.make(), subject.make()
+    before, after = _started(subject), _started(subject)
     estimate = _estimate(subject)
     for round_number in range(2):
         before.select(estimate, 7, np.random.default_rng(round_number))
@@ -72,6 +72,12 @@ def state_brings_back_the_selections(subject: Subject) -> None:
         insist(
             chosen[0].question_ids == chosen[1].question_ids, "the resumed selector selects something else"
         )
+
+
+def _started(subject: Subject) -> Selector:
+    selector: Selector = subject.make()
+    selector.start(BatchArithmetic(4, 8, 8, 1, 0, 0, 64, 64))
+    return selector
 
 
 def _estimate(subject: Subject) -> SuccessEstimate:

@@ -1,0 +1,99 @@
+"""Choose questions: the selector's choice, under the rules that every selector's options hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dteframe.contracts import Selector, SelectorConfig
+from dteframe.engine import calls
+from dteframe.records import State, SuccessEstimate
+
+
+@dataclass(slots=True)
+class Uses:
+    """When each question was last chosen, and how often; on the checkpoint."""
+
+    last_step: dict[str, int] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
+
+    def note(self, question_ids: Sequence[str], step: int) -> None:
+        """Count questions that are chosen at a step."""
+        for name in question_ids:
+            self.last_step[name] = step
+            self.times[name] = self.times.get(name, 0) + 1
+
+    def state_dict(self) -> State:
+        """Give everything, as columns."""
+        return {
+            "question_ids": list(self.last_step),
+            "last_step": np.array(list(self.last_step.values()), np.int64),
+            "times": np.array([self.times[name] for name in self.last_step], np.int64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take everything back."""
+        names = state["question_ids"]
+        self.last_step = {name: int(step) for name, step in zip(names, state["last_step"], strict=True)}
+        self.times = {name: int(count) for name, count in zip(names, state["times"], strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Chosen questions, in the order in which they are to be asked."""
+
+    question_ids: tuple[str, ...]
+    figures: Mapping[str, float]
+    """How the rules had their say; empty where there are none."""
+
+
+def choose(
+    selector: Selector,
+    estimate: SuccessEstimate,
+    count: int,
+    step: int,
+    uses: Uses,
+    rng: np.random.Generator,
+) -> Choice:
+    """Have the selector choose among the questions that may be asked now, and note what is chosen.
+
+    Questions that rest or are used up are left out, unless too few others are left: then those that have
+    rested longest are brought back, used-up ones last. A share is drawn uniformly whatever the estimate says.
+    """
+    config = selector.config
+    if not _has_rules(config):
+        chosen = calls.select(selector, estimate, count, rng)
+        uses.note(chosen, step)
+        return Choice(chosen, {})
+    names = sorted(estimate.question_ids)
+    waiting = [name for name in names if _is_waiting(name, config, uses, step)]
+    missing = count - (len(names) - len(waiting))
+    order = sorted(waiting, key=lambda name: (_is_used_up(name, config, uses), uses.last_step[name]))
+    brought_back = frozenset(order[: max(missing, 0)])
+    free = estimate.without(frozenset(waiting) - brought_back)
+    num_coverage = min(round(config.coverage_fraction * count), len(free.question_ids))
+    pool = sorted(free.question_ids)
+    covered = tuple(pool[place] for place in rng.choice(len(pool), num_coverage, replace=False))
+    chosen = calls.select(selector, free.without(frozenset(covered)), count - num_coverage, rng)
+    mixed = [*chosen, *covered]
+    mixed = [mixed[place] for place in rng.permutation(len(mixed))]
+    uses.note(mixed, step)
+    num_back = len(brought_back.intersection(mixed))
+    figures = {"brought_back_questions": float(num_back), "coverage_questions": float(num_coverage)}
+    return Choice(tuple(mixed), figures)
+
+
+def _has_rules(config: SelectorConfig) -> bool:
+    return config.cooldown > 0 or config.max_uses is not None or config.coverage_fraction > 0
+
+
+def _is_waiting(name: str, config: SelectorConfig, uses: Uses, step: int) -> bool:
+    last = uses.last_step.get(name)
+    return last is not None and (step - last < config.cooldown or _is_used_up(name, config, uses))
+
+
+def _is_used_up(name: str, config: SelectorConfig, uses: Uses) -> bool:
+    return config.max_uses is not None and uses.times.get(name, 0) >= config.max_uses
