@@ -167,6 +167,26 @@ def test_bfloat16_chunks_add_their_gradients_up_in_float32(monkeypatch: pytest.M
     assert float((weight.grad.float() - exact.grad).norm() / exact.grad.norm()) < 0.01
 
 
+@pytest.mark.gpu
+def test_bfloat16_log_probs_on_a_gpu_are_those_of_float32_up_to_the_rounding_of_logits() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    torch.manual_seed(0)
+    hidden = torch.randn(1000, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = (0.1 * torch.randn(151_936, 64, device="cuda")).to(torch.bfloat16).requires_grad_()
+    targets = torch.arange(1000, device="cuda")
+    logprobs, entropies = linear_logprobs(hidden, weight, None, targets, TEMPERATURE)
+    logprobs.sum().backward()
+    exact_hidden, exact_weight = (item.detach().float().requires_grad_() for item in (hidden, weight))
+    exact, exact_entropies = naive_logprobs(exact_hidden @ exact_weight.t(), targets)
+    exact.sum().backward()
+    # Logits of up to 4 are rounded by 2**-7 at most, and divided by the temperature.
+    torch.testing.assert_close(logprobs, exact, atol=0.03, rtol=0)
+    torch.testing.assert_close(entropies, exact_entropies, atol=0.03, rtol=0)
+    for found, wanted in ((hidden, exact_hidden), (weight, exact_weight)):
+        assert float((found.grad.float() - wanted.grad).norm() / wanted.grad.norm()) < 0.02
+
+
 def test_a_head_that_is_sure_has_no_entropy_and_one_that_knows_nothing_has_that_of_the_vocabulary() -> None:
     hidden = torch.tensor([[0.0], [1000.0]])
     weight = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
