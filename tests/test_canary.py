@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from tiny_run import rows, run_tiny
 
 from dteframe import Prompt
 from dteframe.engine.canary import (
@@ -113,3 +114,12 @@ def test_a_prompt_that_no_cache_can_hold_begins_with_another_token():
 
 def test_every_type_that_a_model_can_have_has_a_bound():
     assert sorted(BOUND_NATS) == ["bfloat16", "float32"]
+
+
+def test_a_rollout_that_shares_the_module_can_have_a_canary_too(tmp_path):
+    rollout = "rollout={type: transformers, max_completion_length: 16, canary_every: 2}"
+    run_tiny(tmp_path, "training.max_steps=4", "model.warm_up.steps=0", rollout)
+    metrics = rows(tmp_path, "metrics")
+    watched = [row["step"] for row in metrics if "canary/num_tokens" in row]
+    assert watched == [0, 2, 4]
+    assert max(row.get("canary/logprob_difference_max_nats", 0.0) for row in metrics) < 1e-5
