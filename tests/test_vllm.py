@@ -489,3 +489,24 @@ def test_each_of_two_processes_samples_with_an_engine_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     canary = [row["canary/logprob_difference_max_nats"] for row in rows(tmp_path, "metrics")]
     assert len(canary) == 3 and max(canary) < 1e-5
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_each_of_two_processes_has_an_engine_with_the_weights_that_both_train(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    overrides = [
+        ROLLOUT % "vllm",
+        "model.hidden_size=64",
+        "training.max_steps=2",
+        "training.evaluate_every=0",
+    ]
+    command = ["dteframe", "run", "tiny.yaml", *overrides, "--processes", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout == "runs/tiny\n" and "Traceback" not in done.stderr
+    for row in rows(tmp_path, "metrics")[1:]:
+        assert row["canary/logprob_difference_max_nats"] < 1e-5
+        assert row["update/sampler_logprob_difference_max_nats"] < 1e-5
