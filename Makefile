@@ -23,7 +23,7 @@ demo: $(VENV)/.installed  ## install and run recipes/quickstart.yaml (about 5 mi
 test: $(VENV)/.installed-dev  ## install and run all tests; ARGS go to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
-test-vllm: $(VLLM_VENV)/.installed  ## install vLLM for CPUs beside the rest and run the tests that need it (about 5 minutes)
+test-vllm: $(VLLM_VENV)/.installed  ## install vLLM for CPUs beside the rest and run the tests that need it (about 8 minutes)
 	$(VLLM_VENV)/bin/python -m pytest tests/test_vllm.py $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, types, layers, docs; under a minute

@@ -479,20 +479,6 @@ def test_a_server_that_is_killed_ends_the_run_with_its_checkpoint(server, tmp_pa
 
 @needs_vllm
 @pytest.mark.slow
-def test_each_of_two_processes_samples_with_an_engine_of_its_own(tmp_path):
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(TINY)
-    overrides = ["model.num_heads=1", "training.max_steps=2", "training.evaluate_every=0", ROLLOUT % "vllm"]
-    command = [sys.executable, "-m", "dteframe", "run", str(recipe), *overrides, "--processes", "2"]
-    environment = {**os.environ, "DTEFRAME_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    canary = [row["canary/logprob_difference_max_nats"] for row in rows(tmp_path, "metrics")]
-    assert len(canary) == 3 and max(canary) < 1e-5
-
-
-@needs_vllm
-@pytest.mark.slow
 def test_each_of_two_processes_has_an_engine_with_the_weights_that_both_train(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     overrides = [
