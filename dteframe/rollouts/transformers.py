@@ -37,8 +37,8 @@ class TransformersRolloutConfig(RolloutConfig):
 
     type: Literal["transformers"] = "transformers"
     max_batch_rows: int = Field(default=256, ge=1)
-    """Completions sampled at once, which bounds the memory for keys and values; the rest follow in later
-    batches. Does not change what is sampled, up to rounding."""
+    """Completions under way at once, which bounds the memory for keys and values; the rest wait until some
+    have ended. Does not change what is sampled, up to rounding."""
     canary_every: int = Field(default=0, ge=0)
     """As in every rollout; 0 because the weights are the trainer's own."""
 
@@ -62,9 +62,9 @@ class TransformersRolloutConfig(RolloutConfig):
 class TransformersRollout(Rollout):
     """Sample with the module that is being trained: no second copy of the weights, nothing to sync.
 
-    A prompt is read once and its keys and values are shared by its completions; completions that have ended
-    leave the batch. A completion stops at the tokenizer's end token or at any of the generation
-    configuration's.
+    A prompt is read once for all its completions; completions that have ended make room for waiting ones. A
+    completion stops at the tokenizer's end token or at any of the generation configuration's. Modules like
+    Qwen2, Llama and Mistral are sampled by a fused decoder made from their weights, others by themselves.
     """
 
     config: TransformersRolloutConfig
