@@ -30,7 +30,7 @@ FEWER = ["training.max_steps=5", "training.evaluate_every=0"]
 VARIANTS = {
     "plain": STEPS,
     "lora": [*FEWER, LORA],
-    "reference model": [*FEWER, "objective.beta=0.05"],
+    "reference model, offloaded": [*FEWER, "objective.beta=0.05", "training.cpu_offload=true"],
 }
 """On top of replay, two minibatches, two iterations and the attention estimator."""
 

@@ -1,11 +1,13 @@
 """What only a GPU can show; skipped, with the reason, where there is none."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from tiny_run import run_tiny
+from tiny_run import TINY, run_tiny
 from transformers import AutoModelForCausalLM
 
 from dteframe.contracts import Context, Policy
@@ -56,6 +58,15 @@ def test_a_run_that_stops_goes_on_as_if_it_had_not(tmp_path):
     for ours, theirs in zip(resumed[-2:], whole[-2:], strict=True):
         assert ours["update/loss"] == pytest.approx(theirs["update/loss"], rel=1e-2, abs=1e-4)
         assert ours["cost/train_rollouts"] == theirs["cost/train_rollouts"]
+
+
+@pytest.mark.parametrize("options", [(), BFLOAT16, ("model.lora={r: 4}",)], ids=len)
+def test_a_run_keeps_its_weights_in_main_memory(tmp_path, options):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    command = ["dteframe", "run", "tiny.yaml", *ON_GPU, *options, "training.cpu_offload=true"]
+    subprocess.run([sys.executable, "-m", *command, "--processes", "1"], cwd=tmp_path, check=True)
+    lines = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3, 4]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from dteframe.contracts import Context
-from dteframe.engine.fit import warn_of_shortage
+from dteframe.engine.fit import warn_of_shortage, with_effective_offload
 from dteframe.engine.logprobs import MAX_LOGITS
 from dteframe.memory import (
     COLUMNS_OF_A_ROOM,
@@ -458,6 +458,23 @@ def test_a_model_of_unknown_sizes_is_not_warned_of(recipe):
     huge = recipe("training.num_generations=1000000", "training.micro_batch_tokens=1000000000000")
     context = Context(Path("x"), Path("x"), "cpu", 0, progress=lambda *_: None, warn=pytest.fail)
     warn_of_shortage(huge, policy, context, num_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("device", "is_sharded", "told"),
+    [
+        ("cpu", True, ["True has no effect on a CPU: all is in main memory; leave it out"]),
+        ("cuda", False, ["True has no effect without --processes; give --processes 1"]),
+        ("cuda:1", True, []),
+    ],
+)
+def test_offloading_that_does_nothing_is_told_and_not_counted(recipe, device, is_sharded, told):
+    warnings: list[str] = []
+    context = Context(Path("x"), Path("x"), device, 0, progress=lambda *_: None, warn=warnings.append)
+    given = with_effective_offload(recipe("training.cpu_offload=true"), context, is_sharded=is_sharded)
+    assert warnings == [f"training.cpu_offload: {text}" for text in told]
+    assert given.training.cpu_offload is not bool(told)
+    assert with_effective_offload(recipe(), context, is_sharded=is_sharded) == recipe()
 
 
 def test_the_device_is_a_gpu_that_is_given_or_the_machine_or_unknown(recipe):

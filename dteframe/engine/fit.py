@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,25 @@ from dteframe.recipe import Recipe
 
 MEMORY_STATUS = Path("/proc/meminfo")
 """Where Linux says how much memory is left."""
+
+
+def with_effective_offload(recipe: Recipe, context: Context, *, is_sharded: bool) -> Recipe:
+    """Give the recipe without ``training.cpu_offload`` where that does nothing, and warn of it.
+
+    Args:
+        recipe: what is run.
+        context: of the run.
+        is_sharded: whether FSDP2 spreads the module over processes, one at least: it alone offloads.
+    """
+    if not recipe.training.cpu_offload:
+        return recipe
+    if context.device == "cpu":
+        context.warn("training.cpu_offload: True has no effect on a CPU: all is in main memory; leave it out")
+    elif is_sharded:
+        return recipe
+    else:
+        context.warn("training.cpu_offload: True has no effect without --processes; give --processes 1")
+    return replace(recipe, training=recipe.training.model_copy(update={"cpu_offload": False}))
 
 
 def warn_of_shortage(recipe: Recipe, policy: Policy, context: Context, num_processes: int) -> None:

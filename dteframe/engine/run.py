@@ -18,7 +18,7 @@ from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_
 from dteframe.engine.distributed import ALONE, Processes, device_of_this_process
 from dteframe.engine.encode import encode_with
 from dteframe.engine.evaluate import evaluate
-from dteframe.engine.fit import warn_of_shortage
+from dteframe.engine.fit import warn_of_shortage, with_effective_offload
 from dteframe.engine.member import join
 from dteframe.engine.meter import Meter
 from dteframe.engine.model_options import apply_model_options, num_trainable
@@ -175,7 +175,8 @@ def _set_up(
         with memory_for("load", "the model", context.device, SMALLER_MODEL), calls.running(parts.model):
             policy = parts.model.load(tuple(pool.train.values()))
         apply_model_options(policy, recipe.model, training, streams(0, "lora"))
-        warn_of_shortage(recipe, policy, context, processes.count)
+        effective = with_effective_offload(recipe, context, is_sharded=processes.are_sharded)
+        warn_of_shortage(effective, policy, context, processes.count)
         pool, prompts = encode_prompts(pool, policy.tokenizer, training.max_prompt_length, context.warn)
     _refuse_small_pool(recipe, pool)
     embedding = memory_for("embed", "the questions", context.device, SMALLER_MODEL)

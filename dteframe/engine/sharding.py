@@ -163,10 +163,11 @@ def gathered(scorer: CompletionScorer) -> Iterator[None]:
 def _spread(scorer: CompletionScorer, precision: Precision, processes: Processes, device: str) -> None:
     """Replace the parameters by shards; those without memory get some."""
     is_empty = next(scorer.parameters()).is_meta
+    is_on_gpu = torch.device(device).type != "cpu"  # Memory is pinned for an accelerator; a CPU has none.
     options: dict[str, Any] = {
         "mesh": init_device_mesh(torch.device(device).type, (processes.count,)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=torch.float32),
-        "offload_policy": CPUOffloadPolicy() if precision.offloads else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=is_on_gpu) if precision.offloads else OffloadPolicy(),
     }
     units = set(getattr(scorer.module, "_no_split_modules", None) or ())
     for layer in [item for item in scorer.modules() if type(item).__name__ in units]:

@@ -246,7 +246,9 @@ class Learner:
         for rows in micro_batches:
             with self._memory_for(rows):
                 losses.append(self._backward(rows, minibatch, work))
-        norm = self._optimizer.clip_gradients()
+        norm = self._optimizer.clip_gradients().to(
+            self._policy.device
+        )  # Offloaded gradients have it elsewhere.
         loss = self._processes.sum(torch.stack(losses).sum())
         if not torch.isfinite(torch.stack([loss, norm])).all():
             self._optimizer.drop_gradients()
