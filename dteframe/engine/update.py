@@ -246,9 +246,8 @@ class Learner:
         for rows in micro_batches:
             with self._memory_for(rows):
                 losses.append(self._backward(rows, minibatch, work))
-        norm = self._optimizer.clip_gradients().to(
-            self._policy.device
-        )  # Offloaded gradients have it elsewhere.
+        # Offloaded gradients have their norm in main memory.
+        norm = self._optimizer.clip_gradients().to(self._policy.device)
         loss = self._processes.sum(torch.stack(losses).sum())
         if not torch.isfinite(torch.stack([loss, norm])).all():
             self._optimizer.drop_gradients()
