@@ -10,6 +10,7 @@ from dteframe import Prompt
 from dteframe.engine.canary import (
     BOUND_NATS,
     Scores,
+    agree,
     begun_otherwise,
     best_temperature,
     is_repeated,
@@ -53,6 +54,19 @@ def test_answers_repeated_to_the_last_bit_are_stale_once_the_trainer_has_moved()
     assert not is_repeated(scores(TRAINER, TRAINER + 0.00009), last, BOUND)
     assert not is_repeated(scores(TRAINER + 1e-7, TRAINER + 0.00011), last, BOUND)
     assert not is_repeated(scores(TRAINER, TRAINER + 0.00011, (1, 2, 3, 5)), last, BOUND)
+
+
+def test_sampler_and_trainer_agree_up_to_the_bound_unless_the_sampler_is_stale():
+    assert agree(scores(TRAINER + 0.0009), None, BOUND)
+    assert not agree(scores(TRAINER + 0.0011), None, BOUND)
+    assert not agree(scores(TRAINER, TRAINER + 0.0005), scores(TRAINER), BOUND)
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.inf])
+def test_a_trainer_whose_log_probs_are_not_finite_agrees_with_nothing_and_is_named(broken):
+    now = scores(TRAINER, np.array([broken, -1.0, -1.0, -1.0]))
+    assert not agree(now, scores(TRAINER), BOUND)
+    assert cause(now) == "the trainer's are not finite: its weights are broken"
 
 
 def test_another_temperature_is_found():

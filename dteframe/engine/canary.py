@@ -143,12 +143,12 @@ class Canary:
         """Compare sampler and trainer.
 
         Raises:
-            CanaryError: they differ; says which of stale weights, temperature and precision it looks like.
+            CanaryError: they differ; says which of broken or stale weights, temperature and precision it looks
+                like.
         """
         scores, rows = self._scores(member, self._prompts)
         last = self._last
-        is_stale = last is not None and is_repeated(scores, last, self._bound_nats)
-        if is_stale or scores.mean_nats > self._bound_nats:
+        if not agree(scores, last, self._bound_nats):
             raise CanaryError(
                 "canary: the log-probs of sampler and trainer differ by "
                 f"{scores.mean_nats:.3g} nats a token ({scores.max_nats:.3g} at most), where "
@@ -214,6 +214,11 @@ def likely_cause(
         score_at: gives the trainer's log-probs at another temperature.
         uncached_nats: gives the difference for prompts that were never asked before.
     """
+    if not np.isfinite(scores.trainer).all():
+        return (
+            "the trainer's are not finite: its weights are broken; lower training.learning_rate, or set "
+            "model.dtype to float32"
+        )
     if last is not None and is_repeated(scores, last, bound_nats):
         return (
             "it looks like stale weights: the sampler's answers are those of the canary before, the "
@@ -241,6 +246,12 @@ def likely_cause(
         "it looks like stale weights: no other temperature explains it; some of the weights did not reach "
         "the sampler, or it has another model"
     )
+
+
+def agree(scores: Scores, last: Scores | None, bound_nats: float) -> bool:
+    """Whether sampler and trainer are near enough, and the sampler is not stale; NaN is near to nothing."""
+    is_stale = last is not None and is_repeated(scores, last, bound_nats)
+    return not is_stale and scores.mean_nats <= bound_nats
 
 
 def is_repeated(scores: Scores, last: Scores, bound_nats: float) -> bool:
