@@ -60,7 +60,7 @@ class TransformersRolloutConfig(RolloutConfig):
 
 @final
 class TransformersRollout(Rollout):
-    """Sample with the module that is being trained: no second copy of the weights, nothing to sync.
+    """Sample with the weights of the module that is being trained, as they are: nothing to sync.
 
     A prompt is read once for all its completions; completions that have ended make room for waiting ones. A
     completion stops at the tokenizer's end token or at any of the generation configuration's. Modules like
