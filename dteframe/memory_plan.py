@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dteframe.contracts import LoraOptions
+from dteframe.contracts import LoraOptions, RolloutConfig
 from dteframe.memory import (
     GIB,
     LINEAR_LAYERS,
@@ -29,6 +29,8 @@ from dteframe.records import ModelSizes
 
 FORWARD_AND_BACKWARD, SAMPLING = "forward and backward", "sampling"
 """Stages that have knobs of their own."""
+SAMPLING_KEYS = ("max_batch_rows", "gpu_memory_utilization")
+"""Keys of some rollouts: sampling takes less where they are lower."""
 CONTROL_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """Where a container's limit stands on Linux."""
 
@@ -129,6 +131,11 @@ def machine_bytes() -> int:
     return min(whole, int(limit)) if limit.isdigit() else whole
 
 
+def sampling_keys(rollout: RolloutConfig) -> list[str]:
+    """Name those of ``SAMPLING_KEYS`` that the rollout has."""
+    return [key for key in SAMPLING_KEYS if key in type(rollout).model_fields]
+
+
 def _settings(recipe: Recipe, num_processes: int, device: str) -> MemorySettings:
     return MemorySettings(
         float32_master_weights=recipe.training.float32_master_weights,
@@ -165,9 +172,7 @@ def _knobs(plan: MemoryPlan, recipe: Recipe) -> str:
     """Say what makes the largest stage smaller, the cheapest first."""
     knobs = []
     if plan.peak_stage == SAMPLING:
-        knobs += [
-            f"rollout.{key}" for key in ("max_batch_rows", "gpu_memory_utilization") if key in _keys(recipe)
-        ]
+        knobs += [f"rollout.{key}" for key in sampling_keys(recipe.rollout)]
         return f"lower {' or '.join([*knobs, 'rollout.max_completion_length'])}"
     if plan.peak_stage == FORWARD_AND_BACKWARD:
         if plan.micro_batch_rows > 1:
@@ -179,7 +184,3 @@ def _knobs(plan: MemoryPlan, recipe: Recipe) -> str:
     if recipe.model.lora is None:
         knobs.append("give model.lora")
     return ", or ".join([*knobs, "take a smaller model or more processes"])
-
-
-def _keys(recipe: Recipe) -> frozenset[str]:
-    return frozenset(type(recipe.rollout).model_fields)

@@ -55,7 +55,7 @@ def gradients(module: PreTrainedModel, logprobs: torch.Tensor) -> dict[str, torc
 @pytest.fixture
 def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let three tokens of the tiny policy's vocabulary be a chunk."""
-    monkeypatch.setattr(logprobs_module, "MAX_LOGITS", 3 * len(tiny_policy().tokenizer))
+    monkeypatch.setattr(logprobs_module, "LOGITS_OF_A_CHUNK", 3 * len(tiny_policy().tokenizer))
 
 
 def cohere() -> PreTrainedModel:
@@ -139,7 +139,7 @@ def test_a_frozen_head_takes_no_gradient_and_passes_it_on(in_chunks: None) -> No
 def test_the_gradient_is_that_of_finite_differences(
     max_logits: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs_module, "MAX_LOGITS", max_logits)
+    monkeypatch.setattr(logprobs_module, "LOGITS_OF_A_CHUNK", max_logits)
     torch.manual_seed(0)
     hidden, weight, bias = (torch.randn(size, dtype=torch.float64) for size in ((5, 4), (11, 4), (11,)))
     targets = torch.tensor([0, 10, 3, 3, 7])
@@ -153,7 +153,7 @@ def test_the_gradient_is_that_of_finite_differences(
 
 def test_bfloat16_chunks_add_their_gradients_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     # 512 chunks of one token. A sum in bfloat16 stops growing where a part is below 1/256 of it.
-    monkeypatch.setattr(logprobs_module, "MAX_LOGITS", 1)
+    monkeypatch.setattr(logprobs_module, "LOGITS_OF_A_CHUNK", 1)
     torch.manual_seed(0)
     hidden = torch.randn(1, 8, dtype=torch.bfloat16).expand(512, 8).contiguous().requires_grad_()
     weight = (0.1 * torch.randn(16, 8)).to(torch.bfloat16).requires_grad_()

@@ -14,10 +14,8 @@ from transformers import DynamicCache
 
 from dteframe.contracts import Context
 from dteframe.engine.fit import warn_of_shortage, with_effective_offload
-from dteframe.engine.logprobs import MAX_LOGITS
 from dteframe.memory import (
     COLUMNS_OF_A_ROOM,
-    LOGITS_OF_A_CHUNK,
     MemorySettings,
     activation_bytes,
     block_bytes_per_token,
@@ -241,7 +239,6 @@ def test_checkpointed_activations_are_what_torch_keeps_and_one_block():
 
 
 def test_the_logits_are_those_of_a_chunk():
-    assert LOGITS_OF_A_CHUNK == MAX_LOGITS
     # Two buffers of 5 x 10 logits, states of 5 x 8 with their gradient, the head's gradient of 10 x 8.
     in_float32 = replace(SMALL, parameter_bytes=4)
     assert head_bytes(in_float32, 5) == 2 * 4 * 50 + 2 * 4 * 40 + 4 * 80

@@ -143,8 +143,8 @@ class Canary:
         """Compare sampler and trainer.
 
         Raises:
-            CanaryError: they differ; says which of broken or stale weights, temperature and precision it looks
-                like.
+            CanaryError: they differ; says whether it looks like broken or stale weights, temperature, or
+                precision.
         """
         scores, rows = self._scores(member, self._prompts)
         last = self._last

@@ -11,10 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from dteframe.engine.pack import Row
-
-MAX_LOGITS = 2**26
-"""Logits of a chunk of tokens, 441 tokens at a vocabulary of 152k; they take two float32 buffers of 256 MiB.
-Larger chunks are no faster (measured from 2**23 to 2**27 on a CPU)."""
+from dteframe.memory import LOGITS_OF_A_CHUNK
 
 
 class ScorerInputs(NamedTuple):
@@ -273,4 +270,4 @@ def _chunks(num_tokens: int, size: int) -> Iterator[slice]:
 
 
 def _tokens_per_chunk(vocabulary_size: int) -> int:
-    return max(1, MAX_LOGITS // vocabulary_size)
+    return max(1, LOGITS_OF_A_CHUNK // vocabulary_size)

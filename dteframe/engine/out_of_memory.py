@@ -12,6 +12,7 @@ from dteframe.contracts import RolloutConfig
 from dteframe.engine.pack import Row
 from dteframe.errors import DTEFrameError
 from dteframe.memory import in_words
+from dteframe.memory_plan import sampling_keys
 
 WORDS_OF_TORCH = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -30,7 +31,6 @@ SMALLER_MODEL = ("set model.dtype to bfloat16", "take a smaller model")
 SMALLER_OPTIMIZER = ("set model.lora", *SMALLER_MODEL)
 MORE_DEVICES = ("train in more --processes", "set training.cpu_offload")
 """What shards or moves the memory of a GPU; several processes on a CPU share the same memory."""
-ROLLOUT_KEYS = ("max_batch_rows", "gpu_memory_utilization")
 
 
 class NoMemoryError(DTEFrameError):
@@ -85,8 +85,8 @@ def remedies_for(rows: Sequence[Row], micro_batch_tokens: int) -> tuple[str, ...
 
 def sampling_remedies(rollout: RolloutConfig) -> tuple[str, ...]:
     """Say what makes sampling take less, with the keys that this rollout has."""
-    known = [name for name in ROLLOUT_KEYS if name in type(rollout).model_fields]
-    return (*(f"lower rollout.{name} ({getattr(rollout, name)!r})" for name in known), *SMALLER_MODEL)
+    keys = [f"lower rollout.{key} ({getattr(rollout, key)!r})" for key in sampling_keys(rollout)]
+    return (*keys, *SMALLER_MODEL)
 
 
 def _asked(error: BaseException) -> str:

@@ -104,9 +104,9 @@ def _save_module(member: Member, folder: Path) -> None:
     weights = _on_main(policy.weights(), processes)
     if processes.is_main:
         dtype = getattr(torch, member.recipe.model.dtype)  # Shards may be the weights' float32 masters.
-        cast = {name: weight.to(dtype) if weight.is_floating_point() else weight
-                for name, weight in weights.items()}  # fmt: skip
-        policy.module.save_pretrained(folder, state_dict=cast)
+        for name, weight in weights.items():
+            weights[name] = weight.to(dtype) if weight.is_floating_point() else weight
+        policy.module.save_pretrained(folder, state_dict=weights)
         policy.tokenizer.save_pretrained(folder)
 
 
