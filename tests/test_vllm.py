@@ -21,8 +21,9 @@ import torch
 from tiny_run import TINY, rows
 
 from dteframe import Prompt, SamplerError, Sampling
-from dteframe.contracts import Context
+from dteframe.contracts import Context, LoraOptions
 from dteframe.engine.canary import CanaryError
+from dteframe.engine.lora import add_lora
 from dteframe.engine.run import run_recipe
 from dteframe.errors import RecipeError
 from dteframe.recipe import load_recipe
@@ -84,9 +85,11 @@ def largest_error(policy, rollout):
 
 def update(policy, seed):
     generator = torch.Generator().manual_seed(seed)
+    size = 0.02 if policy.lora_base_sha256 is None else 0.1  # Matrices of an adapter are multiplied.
     with torch.no_grad():
         for parameter in policy.module.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+            if parameter.requires_grad:
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
 def a_policy(*, is_tied=True, seed=0):
@@ -212,9 +215,12 @@ def test_promises_are_kept(promise, tmp_path):
 
 
 @needs_vllm
+@pytest.mark.parametrize("lora", [None, LoraOptions(r=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
-def test_logprobs_are_those_of_transformers_before_and_after_three_updates(is_tied, tmp_path):
+def test_logprobs_are_those_of_transformers_before_and_after_three_updates(is_tied, lora, tmp_path):
     policy = a_policy(is_tied=is_tied)
+    if lora is not None:
+        add_lora(policy, lora, np.random.default_rng(0))
     rollout = started(tmp_path, policy, **SMALL)
     errors = [largest_error(policy, rollout)]
     for seed in range(3):
