@@ -167,7 +167,12 @@ def _cli_page() -> str:
     written = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # The usage lines are no commands to try; one heading of level 1 is enough; summaries are cut off.
     described = html.unescape(written).replace("```console\n$ ", "```text\n").removeprefix("# `dteframe`\n")
-    described = re.sub(r"^\* `([a-z]+)`: .*$", r"* [`\1`](#dteframe-\1)", described, flags=re.MULTILINE)
+    lines, group = described.split("\n"), "dteframe"
+    for place, line in enumerate(lines):
+        if heading := re.match(r"##+ `(.+)`$", line):
+            group = heading[1].replace(" ", "-")
+        lines[place] = re.sub(r"^\* `([a-z]+)`: .*$", rf"* [`\1`](#{group}-\1)", line)
+    described = "\n".join(lines)
     return _page(["# Command line", NOTE, "`python -m dteframe` does the same.", described.strip()])
 
 

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+estimator_app = typer.Typer(help="Judge estimators on traces.", no_args_is_help=True)
+app.add_typer(estimator_app, name="estimator")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
 Overrides = Annotated[
@@ -305,6 +309,67 @@ def new(
         written = [shown(path) for path in write_plugin(kind, name, folder)]
         typer.echo(_json(written) if as_json else "\n".join(written))
         _say([f"next: dteframe check {written[0]}; pytest {written[1]}"])
+
+
+@estimator_app.command()
+def evaluate(  # noqa: PLR0913  # one parameter per option of the command
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="A trace, a run folder, or a published table of rates.")
+    ],
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE]...",
+            help="Recipes and sweeps: of each run the estimator, the selector and the size of a plan count.",
+        ),
+    ],
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            help="How often the policy is met.",
+            show_default="as often as every question was measured",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Replays of each recipe.")] = 3,
+    part: Annotated[
+        str,
+        typer.Option(
+            "--part",
+            metavar="I/N",
+            help="Every N-th question from number I on; choose settings on one part, report another.",
+        ),
+    ] = "0/1",
+    diagram: Annotated[
+        Path | None,
+        typer.Option("--diagram", metavar="FILE", help="Write a reliability diagram (SVG) to this file."),
+    ] = None,
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Replay a trace as if training, with each recipe's estimator and selector, and score their predictions.
+
+    At each round the references are measured, all other questions are predicted, the selector chooses, and
+    what it chose is measured: every prediction comes before its measurement.
+    """
+    with _telling_errors(debug):
+        from dteframe.engine.run_folder import cache_folder
+        from dteframe.experiments.comparison_text import comparison_text, reliability_svg
+        from dteframe.experiments.evaluate_estimators import Settings, compare, load_all, part_of
+
+        overrides = [word for word in recipes if "=" in word and not Path(word).is_file()]
+        paths = [Path(word) for word in recipes if word not in overrides]
+        loaded = load_all(paths, overrides, plugins)
+        with redirect_stdout(sys.stderr), TemporaryDirectory() as folder:
+            settings = Settings(
+                cache_folder(), Path(folder), lambda text: _say([text]), rounds, seeds, part_of(part)
+            )
+            comparison = compare(trace, loaded, settings)
+        if diagram is not None:
+            diagram.write_text(reliability_svg(comparison), encoding="utf-8")
+        typer.echo(_json(comparison) if as_json else comparison_text(comparison))
 
 
 class _Warnings:

@@ -229,7 +229,7 @@ def test_plugins_lists_every_kind(tmp_path, monkeypatch):
     assert {item["kind"] for item in listed} == set(KINDS)
     text = dteframe_does("plugins", "selector").stdout
     assert text.splitlines()[0] == "selector: Which questions next?"
-    assert "  uniform            built-in  " in text
+    assert "  uniform                  built-in  " in text
 
 
 def test_plugins_describes_the_options_of_one():

@@ -292,4 +292,4 @@ def test_the_probe_learns_a_direction_and_says_how_sure_it_is(context):
     estimate = estimator.predict(1)
     assert np.corrcoef(estimate.mean[200:], rates[200:])[0, 1] > 0.9
     assert len(set(estimate.evidence[200:].tolist())) == 1
-    assert estimate.evidence[0] == pytest.approx(estimate.evidence[300] + 8 * 2 ** (-1 / 20))
+    assert estimate.evidence[0] == pytest.approx(estimate.evidence[300] + 8 * 2 ** (-1 / 200))

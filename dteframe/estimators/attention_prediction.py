@@ -37,7 +37,7 @@ class AttentionOptions(EstimatorConfig):
     references: Literal["rolled_out", "training"] = "rolled_out"
     """Whose success rates are attended to: of questions rolled out for it at each plan, or of those that
     training measured anyway, which cost nothing and are a little outdated."""
-    reference_half_life: float = Field(default=10.0, gt=0)
+    reference_half_life: float = Field(default=50.0, gt=0)
     """With ``references: training``: steps after which a measured group counts for half."""
     embeddings: EmbeddingsConfig = PolicyEmbeddings()
     """Where the questions' embeddings come from: ``{type: policy}``, ``{type: sentence, path: ...}`` or

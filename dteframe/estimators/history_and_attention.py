@@ -26,12 +26,15 @@ from dteframe.estimators.observed import AgedRecord, PoolIndex
 from dteframe.estimators.references import RolledOutReferences, TrainingReferences
 from dteframe.records import State
 
-PRIOR_ROLLOUTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+PRIOR_ROLLOUTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Rollouts that the attention estimate may be worth (kappa)."""
 HALF_LIVES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, float("inf"))
 """Steps after which a record may count for half."""
-FIRST_CHOICE = (3, 4)
-"""Places of what holds before there is anything to choose by: 8 rollouts, 20 steps."""
+FIRST_CHOICE = (2, 5)
+"""Places of what holds before there is anything to choose by: 2 rollouts, 50 steps."""
+NATS_PER_PLACE = 1.0
+"""How much likelier the groups must be for each place that the choice is away from the first one: where
+nothing was measured twice, all half-lives are equally likely."""
 
 
 class HistoryAndAttentionConfig(AttentionOptions):
@@ -42,7 +45,7 @@ class HistoryAndAttentionConfig(AttentionOptions):
     """Whose success rates are attended to: of questions rolled out for it at each plan, or of those that
     training measured anyway, which cost nothing and are a little outdated."""
     prior_rollouts: float | None = Field(default=None, gt=0)
-    """Rollouts that the attention estimate is worth (kappa); null: chosen as the run goes among 1 to 64 by
+    """Rollouts that the attention estimate is worth (kappa); null: chosen as the run goes among 0.5 to 64 by
     how well each would have predicted the groups that came."""
     history_half_life: float | None = Field(default=None, gt=0)
     """Steps after which a question's own record counts for half; null: chosen likewise among 1 to 200 and
@@ -81,11 +84,9 @@ class HistoryAndAttentionEstimator(Estimator):
         self._kappas = np.array(PRIOR_ROLLOUTS if kappa is None else (kappa,))
         self._half_lives = HALF_LIVES if half_life is None else (half_life,)
         self._scores = np.zeros((len(self._kappas), len(self._half_lives)))
-        first = (
-            FIRST_CHOICE[0] if kappa is None else 0,
-            FIRST_CHOICE[1] if half_life is None else 0,
-        )
-        self._scores[first] = 1e-6  # decides until the first batch is judged
+        first = FIRST_CHOICE[0] if kappa is None else 0, FIRST_CHOICE[1] if half_life is None else 0
+        away = np.abs(np.indices(self._scores.shape) - np.reshape(first, (2, 1, 1))).sum(axis=0)
+        self._doubts = NATS_PER_PLACE * away
         self._references: RolledOutReferences | TrainingReferences
 
     def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
@@ -118,7 +119,7 @@ class HistoryAndAttentionEstimator(Estimator):
         """Put prior and record together."""
         size = len(self._index)
         prior, figures = self._prior(policy_version, np.arange(size))
-        best, half_life = np.unravel_index(int(np.argmax(self._scores)), self._scores.shape)
+        best, half_life = np.unravel_index(int(np.argmax(self._scores - self._doubts)), self._scores.shape)
         kappa = float(self._kappas[best])
         successes, trials = self._record.at(policy_version, int(half_life))
         strength = kappa if figures else 0.0

@@ -37,11 +37,11 @@ class PolicyProbeConfig(EstimatorConfig):
     embeddings: EmbeddingsConfig = PolicyEmbeddings()
     """What the probe reads: the policy's last hidden states as they are before training, or another model's
     (``{type: sentence, path: ...}``, ``{type: lm, path: ...}``)."""
-    half_life: float = Field(default=20.0, gt=0)
+    half_life: float = Field(default=200.0, gt=0)
     """Steps after which a measured group counts for half."""
     max_groups: int = Field(default=1024, ge=2)
     """Questions that the probe is fitted to at most: those with most left of them."""
-    prior_rollouts: float = Field(default=8.0, gt=0)
+    prior_rollouts: float = Field(default=1.0, gt=0)
     """Rollouts that the probe's word counts for where a question was measured itself."""
 
     @classmethod

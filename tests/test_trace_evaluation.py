@@ -1,0 +1,267 @@
+"""Judging estimators on traces: ceilings and scores by hand, replays that never look ahead, the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dteframe import Context, DataError, Estimator, EstimatorConfig, SuccessEstimate
+from dteframe.cli import app
+from dteframe.experiments.ceiling import best_informative_fraction, ceiling_of, distribution_of_rates
+from dteframe.experiments.evaluate_estimators import part_of
+from dteframe.experiments.published_traces import read_any_trace
+from dteframe.experiments.replay_trace import Forecasts, replay, rounds_of
+from dteframe.experiments.scores import reliability, scores_of
+from dteframe.records import BatchArithmetic
+from dteframe.selectors.uniform import UniformConfig, UniformSelector
+from dteframe.traces import trace_of_rows, write_trace
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+CONTEXT = Context(Path("unused"), Path("unused"), "cpu", 0, lambda *_: None, lambda _: None)
+
+
+def forecasts_of(mean, successes, trials=8, question=None, evidence=1e6) -> Forecasts:
+    size = len(mean)
+    return Forecasts(
+        np.zeros(size, np.int64),
+        np.arange(size) if question is None else np.array(question),
+        np.array(mean, float),
+        np.full(size, float(evidence)),
+        np.array(successes),
+        np.full(size, trials),
+        np.zeros(size, bool),
+    )
+
+
+def everything(item: Forecasts) -> np.ndarray:
+    return np.ones(len(item.mean), bool)
+
+
+# Ceilings
+
+
+def test_the_ceiling_is_what_the_true_rates_score():
+    rng = np.random.default_rng(0)
+    rates = rng.choice([0.0, 0.2, 0.5, 0.9], 40_000)
+    successes = rng.binomial(8, rates)
+    trials = np.full(40_000, 8)
+    ceiling = ceiling_of(successes, trials)
+    assert ceiling.pearson == pytest.approx(np.corrcoef(rates, successes / 8)[0, 1], abs=0.003)
+    assert ceiling.brier == pytest.approx(np.mean((rates - successes / 8) ** 2), abs=0.0005)
+    inside = rates[(rates > 0) & (rates < 1)]
+    entropy = -(inside * np.log(inside) + (1 - inside) * np.log(1 - inside))
+    assert ceiling.nll_nats == pytest.approx(entropy.sum() / 40_000, abs=0.01)
+    weights = distribution_of_rates(successes, trials)
+    assert weights[:5].sum() == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_best_choice_takes_the_most_informative_rates():
+    rng = np.random.default_rng(0)
+    rates = np.repeat([0.0, 0.5], 5000)
+    successes, trials = rng.binomial(8, rates), np.full(10_000, 8)
+    assert best_informative_fraction(successes, trials, 0.25) == pytest.approx(1 - 2 / 256, abs=0.01)
+    assert best_informative_fraction(successes, trials, 1.0) == pytest.approx(0.496, abs=0.01)
+
+
+def test_single_rollouts_have_no_ceiling():
+    assert ceiling_of(np.array([0, 1, 1]), np.array([1, 1, 1])) is None
+
+
+# Scores
+
+
+def test_scores_by_hand():
+    scores = scores_of([forecasts_of([0.25, 0.5, 0.75], [0, 4, 8])], everything, 0)
+    assert scores.num_forecasts == 3
+    assert scores.pearson.value == pytest.approx(1.0)
+    assert scores.brier.value == pytest.approx((0.0625 + 0 + 0.0625) / 3)
+    assert scores.slope.value == pytest.approx(2.0)  # measured rates are spread twice as far
+    nll = -(2 * np.log(0.75) + np.log(0.5)) / 3
+    assert scores.nll_nats.value == pytest.approx(nll, rel=1e-4)
+
+
+def test_no_idea_costs_what_the_uniform_distribution_costs():
+    scores = scores_of([forecasts_of([0.5, 0.5], [8, 0], evidence=0.0)], everything, 0)
+    assert scores.nll_nats.value == pytest.approx(np.log(9) / 8)
+    assert scores.pearson is None
+    assert scores.slope is None
+
+
+def test_an_interval_holds_its_value_and_the_value_does_not_depend_on_the_questions():
+    rng = np.random.default_rng(0)
+    mean = rng.random(400)
+    successes = rng.binomial(8, mean)
+    many = scores_of([forecasts_of(mean, successes)], everything, 0).brier
+    few = scores_of([forecasts_of(mean, successes, question=np.arange(400) % 8)], everything, 0).brier
+    assert many.low < many.value < many.high
+    assert many.value == pytest.approx(few.value)
+
+
+def test_a_reliability_diagram_counts_every_forecast():
+    bins = reliability([forecasts_of([0.0, 0.04, 0.55, 1.0], [0, 8, 4, 8])], num_bins=10)
+    assert [(item.num_forecasts, item.measured) for item in bins] == [(2, 0.5), (1, 0.5), (1, 1.0)]
+    assert bins[0].predicted == pytest.approx(0.02)
+
+
+# Replays
+
+
+def dense_trace(num_questions=12, num_visits=5, seed=0):
+    rng = np.random.default_rng(seed)
+    rates = rng.random(num_questions)
+    rows = {"question_id": [], "policy_version": [], "successes": [], "trials": []}
+    for visit in range(num_visits):
+        for question in range(num_questions):
+            counts = int(rng.binomial(8, rates[question]))
+            for name, value in zip(rows, (f"q{question}", 10 * visit, counts, 8), strict=True):
+                rows[name].append(value)
+    return trace_of_rows(rows, "here")
+
+
+class WatchingConfig(EstimatorConfig):
+    type: str = "watching"
+
+    def num_references(self):
+        return 2
+
+
+class Watching(Estimator):
+    """Notes the order of calls, and predicts by what it saw."""
+
+    config: WatchingConfig
+
+    def start(self, questions, encode_with_policy):
+        self.ids = tuple(question.id for question in questions)
+        self.calls = []
+
+    def references(self, rng):
+        return [self.ids[place] for place in rng.choice(len(self.ids), 2, replace=False)]
+
+    def observe(self, observation):
+        self.calls.append((observation.purpose, observation.policy_version, set(observation.question_ids)))
+
+    def predict(self, policy_version):
+        self.calls.append(("predict", policy_version, set()))
+        return SuccessEstimate(self.ids, np.full(len(self.ids), 0.5), np.zeros(len(self.ids)))
+
+
+def test_a_replay_measures_after_it_predicts_and_never_scores_a_reference():
+    rounds = rounds_of(dense_trace(), None)
+    estimator = Watching(WatchingConfig(), CONTEXT)
+    selector = UniformSelector(UniformConfig(), CONTEXT)
+    result = replay(rounds, estimator, selector, BatchArithmetic(4, 4, 8, 1, 0, 2, 16, 16), 0)
+    kinds = [kind for kind, _, _ in estimator.calls]
+    assert kinds == ["reference", "predict", "train"] * 5
+    assert [version for _, version, _ in estimator.calls[::3]] == [0, 10, 20, 30, 40]
+    assert result.reference_rollouts == 5 * 2 * 8
+    assert len(result.forecasts.mean) == 5 * (12 - 2)
+    for number in range(5):
+        _, _, references = estimator.calls[3 * number]
+        _, _, chosen = estimator.calls[3 * number + 2]
+        assert references.isdisjoint(chosen)
+        asked = {int(name[1:]) for name in references}
+        scored = set(result.forecasts.question[result.forecasts.round == number].tolist())
+        assert scored == set(range(12)) - asked
+    assert not result.forecasts.is_seen[result.forecasts.round == 0].any()
+
+
+def test_rounds_are_spread_over_the_visits_and_none_is_used_twice():
+    trace = dense_trace(num_questions=2, num_visits=7)
+    rounds = rounds_of(trace, 3)
+    assert rounds.policy_versions.tolist() == [0, 20, 40]  # visits 0, 2 and 4 of 7
+    with pytest.raises(DataError, match=r"^trace: 8 rounds need every question at least as often .* 7 times"):
+        rounds_of(trace, 8)
+
+
+def test_parts_are_every_nth_question():
+    rounds = rounds_of(dense_trace(num_questions=5), None)
+    assert [item.id for item in rounds.part(1, 2).questions] == ["q1", "q3"]
+    np.testing.assert_array_equal(rounds.part(1, 2).successes, rounds.successes[:, [1, 3]])
+    assert part_of("1/2") == (1, 2)
+    with pytest.raises(DataError, match=r"^--part: '2/2' is no part; write I/N with 0 <= I < N"):
+        part_of("2/2")
+
+
+# The command
+
+RECIPE = """\
+name: mine
+training: {questions_per_step: 2, num_generations: 8, selection_interval: 2, max_steps: 4}
+model: {type: from_scratch}
+dataset: {type: list_operations}
+reward: {type: exact_match}
+estimator: {type: beta_posterior}
+selector: {type: informative_probability}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DTEFRAME_CACHE", str(tmp_path / "cache"))
+    write_trace(dense_trace(), tmp_path / "trace.parquet")
+    Path("mine.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_the_command_compares_recipes_and_draws_a_diagram(folder):
+    command = ["estimator", "evaluate", "trace.parquet", "mine.yaml", "--seeds", "2", "--diagram", "d.svg"]
+    outcome = CliRunner().invoke(app, [*command, "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    found = json.loads(outcome.stdout)
+    assert (found["num_questions"], found["num_rounds"], found["num_chosen"]) == (12, 5, 4)
+    [verdict] = found["verdicts"]
+    assert verdict["estimator"] == "beta_posterior"
+    assert verdict["everything"]["num_forecasts"] == 2 * 5 * 12
+    assert verdict["everything"]["num_forecasts"] == sum(
+        verdict[kind]["num_forecasts"] for kind in ("seen", "unseen")
+    )
+    assert verdict["reference_rollouts"] == 0
+    assert Path("d.svg").read_text().count("<polyline") == 1
+    table = CliRunner().invoke(app, command)
+    assert "trace.parquet: 12 questions, 5 rounds of 4 chosen, 2 seeds" in table.stdout
+    assert "\nmine " in table.stdout
+
+
+def test_mistakes_are_told_without_a_traceback(folder):
+    outcome = CliRunner().invoke(app, ["estimator", "evaluate", "nowhere.parquet", "mine.yaml"])
+    assert outcome.exit_code == 1
+    assert "nowhere.parquet: no such file; give a trace (.parquet, .jsonl) or a run folder" in outcome.stderr
+    outcome = CliRunner().invoke(app, ["estimator", "evaluate", "trace.parquet"])
+    assert outcome.exit_code == 2
+    words = ["estimator.type=attention", "estimator.reference_size=2"]
+    outcome = CliRunner().invoke(app, ["estimator", "evaluate", "trace.parquet", "mine.yaml", *words])
+    assert outcome.exit_code == 1
+    assert "trace: there is no policy to embed questions with" in outcome.stderr
+
+
+# Published tables
+
+
+def test_published_rates_outside_0_and_1_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = {"question": ["a"], "solve_rate": [35.0], "n_rollouts": [128]}
+    pyarrow.parquet.write_table(pa.table(table), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"row 0 has the success rate 35\.0; success rates lie in \[0, 1\]$"):
+        read_any_trace(tmp_path / "t.parquet")
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason=f"the published tables are not in {SHARED_DATA}")
+def test_published_tables_are_read_as_their_authors_describe_them():
+    [visits] = SHARED_DATA.glob("deepscaler_sub1209_*_acc_by_visit_dev.parquet")
+    trace = read_any_trace(visits)
+    assert len(trace.question_ids) == 807
+    first = np.array([np.flatnonzero(trace.question == place)[0] for place in range(807)])
+    assert np.mean(trace.successes[first] / 8) == pytest.approx(0.338, abs=0.0005)
+    mixed = (trace.successes > 0) & (trace.successes < 8)
+    assert mixed.mean() == pytest.approx(0.503, abs=0.0005)
+    models = read_any_trace(SHARED_DATA / "gsm8k_test_x_models.parquet")
+    assert len(set(models.policies)) == 36
+    worst = np.array(models.policies) == "gpt3-6b_finetuning"
+    assert models.successes[worst].mean() == pytest.approx(0.217, abs=0.0005)
