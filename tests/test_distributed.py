@@ -33,6 +33,8 @@ VARIANTS = {
     "reference model, offloaded": [*FEWER, "objective.beta=0.05", "training.cpu_offload=true"],
 }
 """On top of replay, two minibatches, two iterations and the attention estimator."""
+BFLOAT16 = ["training.max_steps=4", "training.evaluate_every=0", "model.dtype=bfloat16"]
+"""The shards are float32 masters, which checkpoints hold beside the bfloat16 policy."""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     jobs = {folder / "two" / name: overrides for name, overrides in VARIANTS.items()}
     begun = {folder / "resumed" / name: [*item, "training.max_steps=2"] for name, item in VARIANTS.items()}
+    jobs[folder / "two" / "bfloat16"] = BFLOAT16
+    begun[folder / "resumed" / "bfloat16"] = [*BFLOAT16, "training.max_steps=2"]
     run_in_processes(2, jobs | begun)
     for name, overrides in VARIANTS.items():
         (folder / "one" / name).mkdir(parents=True)
@@ -100,6 +104,19 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_and_again_in_two(folder):
     run_in_processes(2, jobs, resume=True)
     for name in VARIANTS:
         assert_same_run_up_to_rounding(folder / "one" / name, folder / "resumed" / name)
+
+
+@pytest.mark.slow
+def test_shards_that_are_float32_masters_of_bfloat16_resume_bit_for_bit(folder):
+    run_in_processes(2, {folder / "resumed" / "bfloat16": BFLOAT16}, resume=True)
+    whole, resumed = (folder / place / "bfloat16" for place in ("two", "resumed"))
+    for name in ("metrics", "rollouts"):
+        assert rows(resumed, name) == rows(whole, name), name
+    ours, theirs = (
+        load_file(run / "runs" / "tiny" / "policy" / "model.safetensors") for run in (whole, resumed)
+    )
+    assert {weight.dtype for weight in ours.values()} == {torch.bfloat16}
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
 FAILS = """
