@@ -20,7 +20,7 @@ BFLOAT16_PEAKS = (
     (r"L4", 121e12),
     (r"A10", 125e12),
 )
-"""Dense bfloat16 operations a second, by the end of the name that CUDA gives a device; the first that fits.
+"""Dense bfloat16 operations a second, by words of the name that CUDA gives a device; the first that fits.
 
 Source: NVIDIA's data sheets of each device; where they print the number with sparsity, half of it.
 """

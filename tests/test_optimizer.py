@@ -12,22 +12,12 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from dteframe.engine.optimizer import Optimizer, OptimizerSettings, learning_rate_at
 from dteframe.engine.state_files import read_state, write_state
+from dteframe.recipe import TrainingConfig
 
 
 def settings(**changes: object) -> OptimizerSettings:
-    values: dict[str, object] = {
-        "max_steps": 4,
-        "learning_rate": 0.01,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "weight_decay": 0.0,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-8,
-        "max_grad_norm": 1e9,
-        "micro_batch_tokens": 1,
-    }
-    return OptimizerSettings(**(values | changes))  # type: ignore[arg-type]  # the tests' own values
+    chosen = {"max_steps": 4, "questions_per_step": 1, "learning_rate": 0.01, "max_grad_norm": 1e9}
+    return OptimizerSettings.from_training(TrainingConfig.model_validate(chosen | changes))
 
 
 def linear(dtype: torch.dtype = torch.float32) -> torch.nn.Linear:

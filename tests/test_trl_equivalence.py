@@ -23,6 +23,7 @@ from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.pack import rows_of
 from dteframe.engine.update import Learner
 from dteframe.objectives.grpo import GRPO, GRPOConfig
+from dteframe.recipe import TrainingConfig
 from dteframe.records import Completion, CreditedGroup, Group, Sampling
 from dteframe.reports import UpdateReport
 from dteframe.testing.tiny import tiny_policy
@@ -199,18 +200,15 @@ def run_ours(
     """Make one update of our learner on the same completions."""
     policy = load_policy(folder, lora)
     objective = GRPO(GRPOConfig(**options), context_without_files())
-    settings = OptimizerSettings(
+    training = TrainingConfig(
         max_steps=1,
+        questions_per_step=len(REWARDS),
         learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
         weight_decay=0.1,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
         adam_epsilon=ADAM_EPSILON,
-        max_grad_norm=1.0,
         micro_batch_tokens=micro_batch_tokens,
     )
+    settings = OptimizerSettings.from_training(training)
     sampling = Sampling(temperature=TEMPERATURE, max_completion_length=MAX_COMPLETION_LENGTH)
     learner = Learner(policy, objective, settings, sampling)
     if moved:

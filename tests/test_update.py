@@ -16,6 +16,7 @@ from dteframe.engine.pack import Row, rows_of
 from dteframe.engine.update import Learner, UpdateError
 from dteframe.errors import ResumeError
 from dteframe.objectives.grpo import GRPO, GRPOConfig
+from dteframe.recipe import TrainingConfig
 from dteframe.records import Completion, CreditedGroup, Group, Sampling
 from dteframe.testing.tiny import tiny_policy
 
@@ -25,19 +26,8 @@ CONTEXT = Context(Path("x"), Path("x"), "cpu", 0, progress=lambda *_: None, warn
 
 
 def settings(**changes: object) -> OptimizerSettings:
-    values: dict[str, object] = {
-        "max_steps": 10,
-        "learning_rate": 0.01,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "weight_decay": 0.0,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-8,
-        "max_grad_norm": 1.0,
-        "micro_batch_tokens": 40,
-    }
-    return OptimizerSettings(**(values | changes))  # type: ignore[arg-type]  # the tests' own values
+    chosen = {"max_steps": 10, "questions_per_step": 2, "learning_rate": 0.01, "micro_batch_tokens": 40}
+    return OptimizerSettings.from_training(TrainingConfig.model_validate(chosen | changes))
 
 
 def grpo(**options: object) -> GRPO:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from dteframe.contracts import Context, Policy
 from dteframe.engine.loaded_sizes import loaded_sizes
+from dteframe.engine.throughput import peak_main_memory
 from dteframe.memory_plan import machine_bytes, memory_plan, shortage
 from dteframe.recipe import Recipe
 
@@ -64,5 +64,4 @@ def _device_memory(device: str) -> tuple[int, int]:
         r"^MemAvailable:\s+(\d+) kB", MEMORY_STATUS.read_text(), re.M
     )
     free = min(whole, int(found[1]) * 1024) if found else whole
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return whole // on_this_machine, min(whole, free + own) // on_this_machine
+    return whole // on_this_machine, min(whole, free + peak_main_memory()) // on_this_machine

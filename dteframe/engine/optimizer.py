@@ -38,10 +38,10 @@ class OptimizerSettings:
     adam_epsilon: float
     max_grad_norm: float
     micro_batch_tokens: int
-    min_lr_rate: float | None = None
-    optim: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
-    float32_master_weights: bool = True
-    cpu_offload: bool = False
+    min_lr_rate: float | None
+    optim: Literal["adamw_torch", "adamw_torch_fused"]
+    float32_master_weights: bool
+    cpu_offload: bool
 
     @classmethod
     def from_training(cls, training: TrainingConfig) -> Self:

@@ -53,5 +53,9 @@ def _take_peak_memory(device: str) -> int:
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak
-    # Linux counts in KiB, macOS in bytes.
+    return peak_main_memory()
+
+
+def peak_main_memory() -> int:
+    """Give the most main memory that this process ever had; Linux counts in KiB, macOS in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
