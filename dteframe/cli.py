@@ -427,12 +427,15 @@ def _load(
 
 @contextmanager
 def _one_voice() -> Iterator[None]:
-    """Leave an error that all processes of torchrun come upon to the main one."""
+    """Leave an error that all processes of a machine come upon to the first that torchrun started there.
+
+    Another machine may lack a file that the main one has: each has a voice.
+    """
     try:
         yield
     except DTEFrameError as error:
-        if int(os.environ.get("RANK", 0)) > 0:
-            raise SilentError("the main process says it") from error
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["LOCAL_RANK"] != "0":
+            raise SilentError("the first process of this machine says it") from error
         raise
 
 

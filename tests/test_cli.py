@@ -401,3 +401,21 @@ def test_validate_takes_less_than_a_second_of_cpu():
         [sys.executable, "-c", measured, *words], capture_output=True, text=True, check=True
     )
     assert float(done.stdout.splitlines()[-1]) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "is_told"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "8", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, True),
+    ],
+    ids=["second process of a machine", "second machine", "no torchrun"],
+)
+def test_a_bad_recipe_is_told_once_on_every_machine(tmp_path, monkeypatch, surroundings, is_told):
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "bad.yaml").write_text("name: bad\n")
+    result = dteframe_does("run", tmp_path / "bad.yaml")
+    assert ("training: " in result.stderr) is is_told
+    assert result.exit_code == (2 if is_told else 1)
