@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ from dteframe import Reward, RewardConfig, hookimpl
 
 class FailsConfig(RewardConfig):
     type: Literal["fails"] = "fails"
-    how: Literal["raises", "dies", "waits"] = "raises"
+    how: Literal["raises", "dies", "waits", "warns"] = "raises"
 
 @final
 class Fails(Reward):
@@ -138,6 +139,8 @@ class Fails(Reward):
         if self.config.how == "waits":
             (self.context.run_folder / "waits").touch()
             time.sleep(1)
+        if os.environ["RANK"] == "1" and self.config.how == "warns":
+            self.context.warn("odd answers in process 1")
         if os.environ["RANK"] == "1" and self.config.how == "raises":
             raise ValueError("too hard for process 1")
         if os.environ["RANK"] == "1" and self.config.how == "dies":
@@ -152,7 +155,7 @@ SMALL = ["training.max_steps=1", "training.evaluate_every=0", "estimator={type: 
 
 
 def started_command(folder, how):
-    """Start a tiny run in two processes whose reward fails."""
+    """Start a tiny run in two processes whose reward fails, or warns."""
     (folder / "tiny.yaml").write_text(TINY)
     (folder / "fails.py").write_text(FAILS)
     overrides = [f"reward={{type: fails, how: {how}}}", *SMALL, "selector={type: uniform}"]
@@ -191,6 +194,15 @@ def test_a_process_that_is_killed_is_named_and_the_run_folder_is_free_again(tmp_
     )
     with locked(tmp_path / "runs" / "tiny"):
         pass
+
+
+@pytest.mark.slow
+def test_what_a_process_that_follows_warns_of_is_told_once(tmp_path):
+    out, errors = started_command(tmp_path, "warns").communicate(timeout=120)
+    assert out.strip() == str(Path("runs") / "tiny")
+    assert errors.count("odd answers in process 1") == 1
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert "odd answers in process 1" in summary["warnings"]
 
 
 @pytest.mark.slow

@@ -83,11 +83,9 @@ class Ask(Work[tuple[Group, ...]]):
                 place: self._scored(member, place, completions)
                 for place, completions in zip(share, answers, strict=True)
             }
-            every = processes.collect((groups, tuple(member.untold)))
-        member.untold.clear()
-        for message in [message for _, messages in every for message in messages]:
-            member.context.warn(message)
-        found = {place: group for groups, _ in every for place, group in groups.items()}
+            every = processes.collect(groups)
+        member.tell_warnings()
+        found = {place: group for groups in every for place, group in groups.items()}
         return tuple(found[place] for place in sorted(found))
 
     def _shares(self, num_processes: int) -> list[list[int]]:

@@ -48,6 +48,13 @@ class Member:
         self.processes.broadcast(work)
         return work.do(self)
 
+    def tell_warnings(self) -> None:
+        """Have the main process tell what the others warned of; called by all."""
+        for messages in self.processes.collect(tuple(self.untold)):
+            for message in messages:
+                self.context.warn(message)
+        self.untold.clear()
+
 
 class Work(ABC, Generic[Result]):
     """Something that all processes of a run do at the same time: a frozen record that can be sent."""

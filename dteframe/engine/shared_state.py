@@ -47,6 +47,7 @@ class SavePolicy(Work[None]):
         _save_trained(member, self.folder)
         if member.policy.lora_base_sha256 is not None:
             _save_module(member, self.folder / "policy")
+        member.tell_warnings()  # It is the last work: what was warned of since the last answers is told here.
 
 
 @dataclass(frozen=True, slots=True)
