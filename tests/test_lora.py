@@ -140,7 +140,9 @@ def test_an_adapter_on_bfloat16_is_float32_and_is_merged_before_rounding() -> No
 def test_without_the_adapter_the_module_is_what_it_was_and_afterwards_what_it_is() -> None:
     policy = with_adapter(spread=0.05)
     now, trained = logprobs(policy.module), set(trainable(policy))
+    policy.module.train()
     with without_adapter(policy.module):
+        assert not policy.module.training  # The first policy drops nothing out.
         assert torch.equal(logprobs(policy.module), logprobs(tiny_policy().module))
     assert torch.equal(logprobs(policy.module), now)
     assert set(trainable(policy)) == trained

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from dteframe.contracts import Context
 from dteframe.engine.fit import warn_of_shortage, with_effective_offload
+from dteframe.errors import DataError
 from dteframe.memory import (
     COLUMNS_OF_A_ROOM,
     MemorySettings,
@@ -339,6 +340,13 @@ def test_what_is_not_at_hand_has_no_sizes(tmp_path, monkeypatch):
     assert PretrainedConfig(path=str(tmp_path), gguf_file="x.gguf").sizes() is None
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_broken_file_of_a_model_is_named(model_folder, name):
+    (model_folder / name).write_bytes(b"\x02\0\0\0\0\0\0\0{")
+    with pytest.raises(DataError, match=f"{name}: .*; fetch or save the model again"):
+        PretrainedConfig(path=str(model_folder)).sizes()
+
+
 def test_a_mixture_of_experts_has_no_sizes(model_folder):
     config = json.loads((model_folder / "config.json").read_text())
     known = {"num_parameters": 1, "parameter_bytes": 2, "ties_embeddings": True}
@@ -494,7 +502,9 @@ def test_the_text_says_what_takes_how_much_and_whether_it_fits(recipe):
     )
     assert "; does not fit into 1.0 MiB" in memory_text(plan, 2**20)
     assert "fit" not in memory_text(plan, None)
-    assert memory_text(None, None) == "memory: unknown until the model is at hand"
+    assert memory_text(None, None) == (
+        "memory: unknown until the model is at hand, in a folder or in the hub's cache (`hf download MODEL`)"
+    )
 
 
 def test_the_text_counts_what_lora_trains(recipe):

@@ -66,10 +66,12 @@ def add_lora(policy: Policy, options: LoraOptions, rng: np.random.Generator) -> 
 
 @contextmanager
 def without_adapter(module: torch.nn.Module) -> Iterator[None]:
-    """Let the module be what it was before the adapter: the reference model of a LoRA run."""
+    """Let the module be what it was before the adapter, dropout off: the reference model of a LoRA run."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    was_training = module.training
+    module.train(False)
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -77,6 +79,7 @@ def without_adapter(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        module.train(was_training)
 
 
 def adapter_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:

@@ -26,10 +26,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dteframe.contracts import Policy
 from dteframe.engine.distributed import Processes
 from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
+from dteframe.errors import DataError
 from dteframe.full_weights import ADAPTER
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+REMOTE_CODE = "transformers_modules."
+"""Where transformers puts classes that it loads with ``trust_remote_code``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,17 @@ class Skeleton:
 
     @classmethod
     def of(cls, policy: Policy) -> Self:
-        """Describe a policy that transformers made."""
+        """Describe a policy that transformers made.
+
+        Raises:
+            DataError: the module's code came with the model, and the other processes do not have it.
+        """
         module = policy.module
+        if type(module).__module__.startswith(REMOTE_CODE):
+            raise DataError(
+                f"model: {type(module).__name__} is code that came with the model (model.trust_remote_code), "
+                "which several processes cannot share; run it in one, or use a model that transformers has"
+            )
         parameters = dict(module.named_parameters())
         return cls(
             module_class=type(module),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dteframe.errors import DataError
 from dteframe.records import ModelSizes
 
 SAFETENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -18,11 +19,15 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def sizes_in_folder(folder: Path, parameter_bytes: int) -> ModelSizes | None:
-    """Read the sizes of what ``save_pretrained`` wrote, or None if it is no plain decoder."""
+    """Read the sizes of what ``save_pretrained`` wrote, or None if it is no plain decoder.
+
+    Raises:
+        DataError: a file is broken; names it.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not (folder / CONFIG).is_file() or not files:
         return None
-    return _sizes(json.loads((folder / CONFIG).read_text(encoding="utf-8")), files, parameter_bytes)
+    return _sizes(_json(folder / CONFIG), files, parameter_bytes)
 
 
 def sizes_in_hub_cache(hub_id: str, revision: str | None, parameter_bytes: int) -> ModelSizes | None:
@@ -32,12 +37,12 @@ def sizes_in_hub_cache(hub_id: str, revision: str | None, parameter_bytes: int) 
         return None
     names = {SAFETENSORS}
     if index is not None:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(_json(index)["weight_map"].values())
     files = [_cached(hub_id, name, revision) for name in sorted(names)]
     present = [file for file in files if file is not None]
     if len(present) < len(files):
         return None
-    return _sizes(json.loads(config.read_text(encoding="utf-8")), present, parameter_bytes)
+    return _sizes(_json(config), present, parameter_bytes)
 
 
 def gguf_in_hub_cache(hub_id: str, file_name: str, revision: str | None) -> Path | None:
@@ -119,8 +124,21 @@ def _shapes_in(file: Path) -> dict[str, list[int]]:
     Source: https://github.com/huggingface/safetensors, "Format".
     """
     with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+    try:
+        entries = json.loads(header)
+        return {name: entry["shape"] for name, entry in entries.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{file}: its header cannot be read ({error}); fetch or save the model again"
+        ) from error
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: is not JSON ({error}); fetch or save the model again") from error
 
 
 def _cached(hub_id: str, file_name: str, revision: str | None) -> Path | None:
