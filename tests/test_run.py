@@ -276,8 +276,11 @@ def test_held_out_questions_stay_held_out_when_evaluation_is_switched_off(finish
 
 
 def test_a_run_past_its_last_step_is_not_resumed(finished):
-    with pytest.raises(ResumeError, match="the run is at step 6, past training.max_steps 4; raise it"):
+    with pytest.raises(
+        ResumeError, match="the run is at step 6, past training.max_steps 4; raise it"
+    ) as caught:
         run_tiny(finished, "training.max_steps=4", resume=True)
+    assert not hasattr(caught.value, "__notes__"), "the same command would fail again"
 
 
 def test_a_tracker_can_be_added_to_a_run(tmp_path):

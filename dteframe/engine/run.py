@@ -250,7 +250,7 @@ def saying_how_to_go_on(folder: Path, registry: Registry) -> Iterator[None]:
         if isinstance(error, Exception):
             for place in _places_outside(error, registry):
                 error.add_note(f"raised in {place}")
-        if has_begun(folder):
+        if has_begun(folder) and not isinstance(error, ResumeError):
             checkpoints = sorted(path.name for path in folder.glob("checkpoints/step_*"))
             where = f"goes on from {checkpoints[-1]}" if checkpoints else "starts over: no checkpoint yet"
             error.add_note(f"{folder}: the same command with --resume {where}")
