@@ -160,9 +160,7 @@ def memory_text(memory: MemoryPlan | None, device_bytes: int | None) -> str:
         device_bytes: memory of the device, if it is known.
     """
     if memory is None:
-        return (
-            "memory: unknown until the model is at hand, in a folder or in the hub's cache (`hf download MODEL`)"
-        )
+        return "memory: unknown until the model is in a folder or in the hub's cache (`hf download MODEL`)"
     of_several = f", one of {memory.num_processes}" if memory.num_processes > 1 else ""
     lines = [f"memory of a process{of_several}: {_parameters(memory)}"]
     rows = [(stage.name, _stage_text(stage)) for stage in memory.stages]

@@ -503,7 +503,7 @@ def test_the_text_says_what_takes_how_much_and_whether_it_fits(recipe):
     assert "; does not fit into 1.0 MiB" in memory_text(plan, 2**20)
     assert "fit" not in memory_text(plan, None)
     assert memory_text(None, None) == (
-        "memory: unknown until the model is at hand, in a folder or in the hub's cache (`hf download MODEL`)"
+        "memory: unknown until the model is in a folder or in the hub's cache (`hf download MODEL`)"
     )
 
 
