@@ -19,6 +19,7 @@ from dteframe.contracts import (
     Selector,
     Tracker,
 )
+from dteframe.errors import DataError
 from dteframe.recipe import Recipe
 from dteframe.registry import Registry
 
@@ -40,7 +41,16 @@ class Parts:
 
 
 def assemble(recipe: Recipe, registry: Registry, context: Context) -> Parts:
-    """Build every component with its own configuration and the shared context."""
+    """Build every component with its own configuration and the shared context.
+
+    Raises:
+        DataError: packages are missing; names all of them.
+    """
+    every = [recipe.model, recipe.dataset, *recipe.reward, recipe.estimator, recipe.selector, recipe.replay]
+    every += [recipe.rollout, recipe.objective, *recipe.tracker]
+    missing = [sentence for config in every for sentence in config.missing_packages()]
+    if missing:
+        raise DataError("\n".join(missing))
 
     def build(kind: str, config: PluginConfig) -> Component:
         return registry.get(kind, config.type).component(config, context)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -62,6 +63,13 @@ class PluginConfig(BaseModel):
 
     def remarks(self) -> Iterator[tuple[str, str]]:
         """Yield what should be known before a run, such as a file that is not here: (own key, what)."""
+        yield from ()
+
+    def missing_packages(self) -> Iterator[str]:
+        """Yield a sentence for each package that a run would need and that is not installed.
+
+        Asked before anything is loaded; a recipe is valid without them.
+        """
         yield from ()
 
 
@@ -154,6 +162,14 @@ class ModelConfig(PluginConfig):
     """Type of the parameters; a LoRA adapter's are float32 in any case."""
     lora: LoraOptions | None = None
     """Train a low-rank adapter and leave the model's own weights alone; null: train them all. Needs peft."""
+
+    def missing_packages(self) -> Iterator[str]:
+        """Ask for peft where there is an adapter."""
+        if self.lora is not None and find_spec("peft") is None:
+            yield (
+                "model.lora: needs the package peft, which is not installed; "
+                "install it with: pip install 'dteframe[lora]'"
+            )
 
     def sizes(self) -> ModelSizes | None:
         """Give the model's sizes without torch, a download or a guess, or None where only loading tells.

@@ -75,14 +75,17 @@ def test_unknown_target_modules_are_refused_with_those_that_exist() -> None:
         with_adapter(target_modules=["q_proj", "q_prj", "lm_head"])
 
 
-def test_without_peft_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_the_command_that_installs_it_is_named_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     message = (
         "model.lora: needs the package peft, which is not installed; "
         "install it with: pip install 'dteframe[lora]'"
     )
     with pytest.raises(DataError, match=re.escape(message)):
-        with_adapter()
+        run_tiny(tmp_path, "model.lora.r=4")
+    assert not list((tmp_path / "runs").rglob("*.json*"))
 
 
 def test_the_first_weights_follow_from_the_seed_alone() -> None:

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import TINY, rows
+from tiny_run import TINY, rows, run_tiny
 
 from dteframe import Prompt, SamplerError, Sampling
 from dteframe.contracts import Context, LoraOptions
 from dteframe.engine.canary import CanaryError
 from dteframe.engine.lora import add_lora
 from dteframe.engine.run import run_recipe
-from dteframe.errors import RecipeError
+from dteframe.errors import DataError, RecipeError
 from dteframe.recipe import load_recipe
 from dteframe.registry import load_registry
 from dteframe.rollouts.vllm import VLLMRollout, VLLMRolloutConfig
@@ -149,9 +149,10 @@ def test_lengths_that_do_not_fit_and_temperatures_that_vllm_changes_are_refused(
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
-def test_a_run_without_vllm_says_how_to_install_it(tmp_path):
-    with pytest.raises(SamplerError, match="pip install 'dteframe\\[gpu\\]'"):
-        started(tmp_path, a_policy())
+def test_a_run_without_vllm_says_how_to_install_it_before_anything_is_loaded(tmp_path):
+    with pytest.raises(DataError, match="pip install 'dteframe\\[gpu\\]'"):
+        run_tiny(tmp_path, "rollout.type=vllm")
+    assert not list((tmp_path / "runs").rglob("*.json*"))
 
 
 def test_requests_leave_nothing_to_the_model_s_generation_configuration():

@@ -7,7 +7,6 @@ with the module needs to know nothing of them. ``Policy.weights`` merges them.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,15 +37,10 @@ def add_lora(policy: Policy, options: LoraOptions, rng: np.random.Generator) -> 
         rng: of the adapter's first weights; torch's own generator is left as it was.
 
     Raises:
-        DataError: peft is not installed, or a target module is no linear layer of the model.
+        DataError: a target module is no linear layer of the model.
 
     Source: LoRA, arXiv:2106.09685; with ``use_rslora`` rsLoRA, arXiv:2312.03732. The layers are peft's.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise DataError(
-            "model.lora: needs the package peft, which is not installed; "
-            "install it with: pip install 'dteframe[lora]'"
-        )
     from peft import LoraConfig, inject_adapter_in_model
 
     module = policy.module

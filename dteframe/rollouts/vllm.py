@@ -17,7 +17,6 @@ from dteframe import (
     Prompt,
     Rollout,
     RolloutConfig,
-    SamplerError,
     Sampling,
     SamplingMemory,
     hookimpl,
@@ -117,6 +116,14 @@ class VLLMRolloutConfig(RolloutConfig):
         if not _can_sample_at(self.temperature):
             yield "temperature", f"{self.temperature!r} is not within what vLLM samples at, {TEMPERATURES}"
 
+    def missing_packages(self) -> Iterator[str]:
+        """Ask for vllm where no server samples."""
+        if self.mode == "colocate" and find_spec("vllm") is None:
+            yield (
+                "rollout 'vllm': vllm is not installed; pip install 'dteframe[gpu]' (for a CPU see "
+                "docs/guides/sample_with_vllm.md), or let a server sample (rollout.mode 'server')"
+            )
+
     def memory(
         self, sizes: ModelSizes, arithmetic: BatchArithmetic, num_processes: int, device_bytes: int | None
     ) -> SamplingMemory | None:
@@ -159,7 +166,7 @@ class VLLMRollout(Rollout):
         """Start the engine, or find the server, and send the policy's weights.
 
         Raises:
-            SamplerError: vllm is missing, the engine does not start, the server is not there or serves
+            SamplerError: the engine does not start, the server is not there or serves
             another model.
         """
         self._end_token_ids = tuple(end_token_ids(policy.module, policy.tokenizer))
@@ -204,11 +211,6 @@ class VLLMRollout(Rollout):
             from dteframe.rollouts.vllm_server import Server
 
             return Server(self.config, self.context, policy)
-        if find_spec("vllm") is None:
-            raise SamplerError(
-                "rollout 'vllm': vllm is not installed; pip install 'dteframe[gpu]' (for a CPU see "
-                "docs/guides/sample_with_vllm.md), or let a server sample (rollout.mode 'server')"
-            )
         from dteframe.rollouts.vllm_colocated import ColocatedEngine
 
         return ColocatedEngine(self.config, self.context, policy)
