@@ -233,6 +233,26 @@ def block_bytes_per_token(sizes: ModelSizes) -> int:
     return norms + rests_of_norms + attention + 3 * inner * width + inputs + rank_outputs
 
 
+def shared_position_surcharge(sizes: ModelSizes, length: int, *, gradient_checkpointing: bool) -> float:
+    """Give what a position of a line that shares prompts takes more than one of a row of its own, as a share.
+
+    Where there is a mask, SDPA takes keys and values for every head, and keeps those. The mask is in the
+    model's type and is kept once for all blocks. Every position may be one whose log-prob is asked for: its
+    states before the head and their gradient are counted, as if rows of their own had none.
+
+    Args:
+        sizes: the model's.
+        length: positions of the line.
+        gradient_checkpointing: then one block at a time keeps keys and values.
+    """
+    width = sizes.parameter_bytes
+    blocks = 1 if gradient_checkpointing else sizes.num_layers
+    repeated = 2 * (sizes.query_size - sizes.key_value_size) * width * blocks
+    asked_for = 2 * sizes.hidden_size * width
+    of_its_own = activation_bytes(sizes, 1, gradient_checkpointing=gradient_checkpointing)
+    return (repeated + length * width + asked_for) / of_its_own
+
+
 def _rank(sizes: ModelSizes, block_adapter_parameters: int) -> int:
     """Guess LoRA's rank as if every linear layer had an adapter: what it keeps is small anyway."""
     return -(-block_adapter_parameters // sum(sum(pair) for pair in block_parameters(sizes).values()))

@@ -132,7 +132,8 @@ class UpdateReport(StageReport):
     sampler_logprob_difference_max_nats: float | None
     """Largest difference of sampler and trainer log-probs on fresh tokens before the first optimizer step."""
     num_forward_tokens: int = 0
-    """Tokens of prompts and completions run forward with gradient, over all passes; padding left out."""
+    """Tokens of prompts and completions run forward with gradient, over all passes: a prompt that completions
+    share once, padding left out."""
     model_flops: float | None = None
     """Floating-point operations of the model: forward and backward, and forward alone where only scores are
     wanted; what gradient checkpointing computes again is left out. None for models that are no plain

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dteframe.engine.pack import Minibatch, Row, balanced, pack, shared_out, split, split_alike
+from dteframe.engine.lines import MicroBatch, shared_out, split, split_alike
+from dteframe.engine.pack import Minibatch, balanced, pack
 from dteframe.records import Completion, CreditedGroup, Group
 
 
@@ -35,8 +36,8 @@ def packed(groups: list[CreditedGroup], num_minibatches: int = 1) -> tuple[Minib
     return pack(groups, num_minibatches, False, np.random.default_rng(0))
 
 
-def lengths_of(micro_batches: Sequence[Sequence[Row]]) -> list[list[int]]:
-    return [[row.num_tokens for row in rows] for rows in micro_batches]
+def lengths_of(micro_batches: Sequence[MicroBatch]) -> list[list[int]]:
+    return [[line.num_tokens for line in micro_batch.lines] for micro_batch in micro_batches]
 
 
 def num_fresh(minibatch: Minibatch) -> int:
@@ -64,32 +65,32 @@ def test_a_minibatch_of_equal_rewards_alone_runs_nothing() -> None:
 def test_micro_batches_hold_rows_of_similar_length_within_the_budget() -> None:
     # Rows of 4 prompt tokens and 1, 9, 2, 8 completion tokens are 5, 13, 6, 12 long; 26 tokens hold 13 x 2.
     (minibatch,) = packed([credited("a", (1, 9)), credited("b", (2, 8))])
-    assert lengths_of(split(minibatch.rows, 26)) == [[13, 12], [6, 5]]
+    assert lengths_of(split(minibatch.rows, 26, None)) == [[13, 12], [6, 5]]
 
 
 def test_a_row_longer_than_the_budget_is_a_micro_batch_of_its_own() -> None:
     (minibatch,) = packed([credited("a", (9, 9))])
-    assert lengths_of(split(minibatch.rows, 8)) == [[13], [13]]
+    assert lengths_of(split(minibatch.rows, 8, None)) == [[13], [13]]
 
 
 def test_one_process_gets_the_micro_batches_of_a_split() -> None:
     (minibatch,) = packed([credited("a", (1, 9)), credited("b", (2, 8))])
-    assert split_alike(shared_out(minibatch.rows, 1), 26) == [split(minibatch.rows, 26)]
+    assert split_alike(shared_out(minibatch.rows, 1, None), 26, None) == [split(minibatch.rows, 26, None)]
 
 
 def test_two_processes_get_like_many_tokens_and_equally_many_micro_batches() -> None:
     # Rows of 22, 7, 6, 5 and 5 tokens: 22 stands against 7 + 6 + 5 + 5 = 23.
     (minibatch,) = packed([credited("a", (18, 3, 2, 1, 1), (1.0, 0.0, 0.0, 0.0, 0.0))])
-    first, second = split_alike(shared_out(minibatch.rows, 2), 14)
+    first, second = split_alike(shared_out(minibatch.rows, 2, None), 14, None)
     assert lengths_of(first) == [[22], []]
     assert lengths_of(second) == [[7, 6], [5, 5]]
 
 
 def test_a_process_without_rows_gets_empty_micro_batches() -> None:
     (minibatch,) = packed([credited("a", (1, 1))])
-    shares = split_alike(shared_out(minibatch.rows, 3), 5)
+    shares = split_alike(shared_out(minibatch.rows, 3, None), 5, None)
     assert [lengths_of(share) for share in shares] == [[[5]], [[5]], [[]]]
-    assert split_alike(shared_out((), 2), 5) == [(), ()]
+    assert split_alike(shared_out((), 2, None), 5, None) == [(), ()]
 
 
 def test_too_few_groups_for_the_minibatches_are_refused() -> None:
@@ -161,10 +162,10 @@ def test_every_row_is_in_one_micro_batch_and_padding_counts(lengths: list[int], 
     if len(lengths) == 1:
         assert minibatch.rows == ()
         return
-    parts = split(minibatch.rows, tokens)
-    assert sorted(row.index for part in parts for row in part) == list(range(len(lengths)))
+    parts = split(minibatch.rows, tokens, None)
+    assert sorted(row.index for part in parts for row in part.rows) == list(range(len(lengths)))
     for part in parts:
-        assert len(part) == 1 or len(part) * max(row.num_tokens for row in part) <= tokens
+        assert len(part.rows) == 1 or len(part.rows) * part.length <= tokens
 
 
 @given(sizes=st.lists(st.integers(1, 1000), max_size=30), num_shares=st.integers(1, 8))

@@ -266,7 +266,7 @@ def test_the_policy_is_in_evaluation_mode_after_an_update() -> None:
 def test_a_loss_that_is_not_finite_names_step_minibatch_and_questions_and_leaves_the_weights() -> None:
     policy = tiny_policy()
     objective = Recorder(RecorderConfig(), CONTEXT)
-    made = learner(policy, objective)
+    made = learner(policy, objective, micro_batch_tokens=10**6)
     made.update(BATCH, np.random.default_rng(0))
     before = weights(policy)
     objective.factor = float("nan")

@@ -2,45 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from dteframe.engine.pack import Row
+from dteframe.engine.lines import MicroBatch
 from dteframe.memory import LOGITS_OF_A_CHUNK
+
+MASK_ALIGNMENT = 16
+"""A GPU's attention copies a mask, in every layer, unless its rows are so many numbers apart or multiples."""
+PLAIN_DECODERS = frozenset({"llama", "qwen2", "qwen3"})
+"""Model types whose attention is what their mask says, and whose positions are what they are told."""
 
 
 class ScorerInputs(NamedTuple):
-    """Rows as the tensors that ``CompletionScorer`` takes, each [rows, positions], filled up on the right."""
+    """Lines as the tensors that ``CompletionScorer`` takes."""
 
     token_ids: torch.Tensor
+    """[lines, positions], filled up on the right."""
     positions: torch.Tensor
-    """0, 1, 2, ... in every row."""
-    is_completion: torch.Tensor
-    """Which tokens are asked about."""
+    """[lines, positions]: where in its own row a token stands, 0, 1, 2, ..."""
+    sources: torch.Tensor
+    """[tokens]: for each completion token the place, lines laid end to end, that predicts it."""
+    targets: torch.Tensor
+    """[tokens]: the completion tokens, row after row."""
+    segments: torch.Tensor | None
+    """[lines, positions]: a number for each prompt and completion of a line; None if all rows stand alone."""
+    contexts: torch.Tensor | None
+    """[lines, positions]: the segment that a token sees beside its own: its prompt's."""
 
 
-def scorer_inputs(rows: Sequence[Row], pad_token_id: int, device: str) -> ScorerInputs:
-    """Lay prompt and completion of every row side by side.
+def scorer_inputs(micro_batch: MicroBatch, pad_token_id: int, device: str) -> ScorerInputs:
+    """Lay the rows of every line side by side, their prompts once.
 
-    No rows become one token that nobody asks about: a process without rows of its own runs it so that all
+    No lines become one token that nobody asks about: a process without rows of its own runs it so that all
     processes meet in the same collectives, and its gradient is zero.
     """
-    num_tokens = [row.num_tokens for row in rows] or [1]
-    prompt_lengths = [len(row.group.group.prompt_token_ids) for row in rows] or [1]
-    token_ids = torch.full((len(num_tokens), max(num_tokens)), pad_token_id, dtype=torch.long)
-    for ids, row, prompt_length in zip(token_ids, rows, prompt_lengths, strict=False):
-        ids[:prompt_length] = torch.as_tensor(row.group.group.prompt_token_ids)
-        ids[prompt_length : row.num_tokens] = torch.as_tensor(row.completion.token_ids)
-    positions = torch.arange(token_ids.shape[1]).expand_as(token_ids)
-    is_token = positions < torch.tensor(num_tokens)[:, None]
-    is_completion = is_token & (positions >= torch.tensor(prompt_lengths)[:, None])
-    tensors = ScorerInputs(token_ids, positions, is_completion)
-    return ScorerInputs(*(item.to(device) for item in tensors))
+    length, num_lines = micro_batch.length, max(1, len(micro_batch.lines))
+    token_ids = np.full((num_lines, length), pad_token_id, dtype=np.int64)
+    positions = np.tile(np.arange(length), (num_lines, 1))
+    segments, contexts = np.zeros_like(token_ids), np.zeros_like(token_ids)
+    sources, targets = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for number, line in enumerate(micro_batch.lines):
+        group, prompt_length, last, context, end = None, 0, 0, 0, 0
+        for segment, row in enumerate(line.rows, start=len(line.rows) + 1):
+            if row.group is not group:
+                group, start, context = row.group, end, context + 1
+                prompt_length = len(group.group.prompt_token_ids)
+                last, end = start + prompt_length - 1, start + prompt_length
+                token_ids[number, start:end] = group.group.prompt_token_ids
+                positions[number, start:end] = np.arange(prompt_length)
+                segments[number, start:end] = contexts[number, start:end] = context
+            start, end = end, end + len(row.completion.token_ids)
+            token_ids[number, start:end] = row.completion.token_ids
+            positions[number, start:end] = np.arange(prompt_length, prompt_length + end - start)
+            segments[number, start:end], contexts[number, start:end] = segment, context
+            places = np.arange(start - 1, end - 1)
+            places[:1] = last
+            sources.append(number * length + places)
+            targets.append(token_ids[number, start:end])
+        if micro_batch.shares_lines:
+            positions[number, end:] = 0
+    asked = (token_ids, positions, np.concatenate(sources), np.concatenate(targets))
+    blocks = (segments, contexts) if micro_batch.shares_lines else ()
+    tensors: list[torch.Tensor | None] = [torch.from_numpy(item).to(device) for item in (*asked, *blocks)]
+    return ScorerInputs._make(tensors if blocks else [*tensors, None, None])
+
+
+def takes_block_masks(module: PreTrainedModel) -> bool:
+    """Whether the module computes a row alike in a line with others, given a mask that keeps them apart."""
+    config = module.config
+    layers = getattr(config, "layer_types", None) or ()
+    return (
+        config.model_type in PLAIN_DECODERS
+        and config._attn_implementation == "sdpa"
+        and getattr(config, "sliding_window", None) is None
+        and all(layer == "full_attention" for layer in layers)
+    )
 
 
 class CompletionScorer(torch.nn.Module):
@@ -81,7 +124,10 @@ class CompletionScorer(torch.nn.Module):
         self,
         token_ids: torch.Tensor,
         positions: torch.Tensor,
-        is_completion: torch.Tensor,
+        sources: torch.Tensor,
+        targets: torch.Tensor,
+        segments: torch.Tensor | None,
+        contexts: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score the completion tokens, laid end to end; the arguments are those of ``ScorerInputs``.
 
@@ -90,12 +136,16 @@ class CompletionScorer(torch.nn.Module):
             [tokens] of the distributions that the tokens are from, nats, float32, without gradient.
         """
         run = self._decoder if self.has_plain_head else self.module
-        # Rows are filled up on the right, where causal attention never looks. A mask would be kept as
-        # rows x length x length in every layer, and keep a GPU from its fastest attention.
-        results = run(input_ids=token_ids, position_ids=positions, use_cache=False)
+        # Lines are filled up on the right, where causal attention never looks: rows that stand alone take no
+        # mask, which would be kept, and keep a GPU from its fastest attention.
+        mask = {}
+        if segments is not None and contexts is not None:
+            # The type is asked for here, where FSDP2 has gathered the parameters in the one it computes in.
+            dtype = cast(torch.Tensor, self.module.get_input_embeddings().weight).dtype
+            mask["attention_mask"] = block_mask(segments, contexts, dtype)
+        results = run(input_ids=token_ids, position_ids=positions, use_cache=False, **mask)
         outputs: torch.Tensor = results.last_hidden_state if self.has_plain_head else results.logits
-        # The output at a position is about the next token.
-        outputs, targets = outputs[is_completion.roll(-1, dims=1)], token_ids[is_completion]
+        outputs = outputs.flatten(0, 1)[sources]
         if self.has_plain_head and type(self._head) is torch.nn.Linear:
             return linear_logprobs(outputs, self._head.weight, self._head.bias, targets, self._temperature)
         return self._in_pieces(outputs, targets)
@@ -142,6 +192,28 @@ class CompletionScorer(torch.nn.Module):
             is_equal = torch.equal(self._head(states), logits)
         self.module.train(was_training)
         return is_equal
+
+
+def block_mask(segments: torch.Tensor, contexts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Let every token see what stands before it in its own segment and in its context.
+
+    The mask is what is added to attention's scores: of a boolean one SDPA makes such a one, and keeps it, in
+    every layer.
+
+    Args:
+        segments: [lines, positions].
+        contexts: [lines, positions].
+        dtype: the queries'.
+
+    Returns:
+        [lines, 1, positions, positions] of 0 and minus infinity, its rows laid out as GPUs want them.
+    """
+    num_lines, length = segments.shape
+    of_keys = segments[:, None, :]
+    is_seen = ((of_keys == segments[:, :, None]) | (of_keys == contexts[:, :, None])).tril_()
+    aligned = -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    memory = torch.full((num_lines, 1, length, aligned), -torch.inf, dtype=dtype, device=segments.device)
+    return memory[..., :length].masked_fill_(is_seen[:, None], 0.0)
 
 
 def linear_logprobs(

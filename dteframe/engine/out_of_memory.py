@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from dteframe.contracts import RolloutConfig
+from dteframe.engine.lines import MicroBatch
 from dteframe.engine.pack import Row
 from dteframe.errors import DTEFrameError
 from dteframe.memory import in_words
@@ -69,11 +70,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS_OF_TORCH)
 
 
-def work_of(rows: Sequence[Row]) -> str:
+def work_of(micro_batch: MicroBatch) -> str:
     """Word a micro-batch: how large it is, padding included."""
-    longest = max((row.num_tokens for row in rows), default=1)
-    num_rows = max(1, len(rows))
-    return f"a micro-batch of {num_rows} x {longest} tokens"
+    num_lines = max(1, len(micro_batch.lines))
+    return f"a micro-batch of {num_lines} x {micro_batch.length} tokens"
 
 
 def remedies_for(rows: Sequence[Row], micro_batch_tokens: int) -> tuple[str, ...]:

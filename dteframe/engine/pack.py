@@ -1,10 +1,9 @@
-"""Deal the groups of a step to minibatches, their rollouts to processes and to micro-batches that fit."""
+"""Deal the groups of a step to minibatches, and items of unlike size to shares of like size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
@@ -35,10 +34,6 @@ class Row:
     def num_tokens(self) -> int:
         """Count the tokens of prompt and completion."""
         return len(self.group.group.prompt_token_ids) + len(self.completion.token_ids)
-
-
-MicroBatches: TypeAlias = tuple[tuple[Row, ...], ...]
-"""Rows that go through the module at once, in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,36 +126,6 @@ def balanced(sizes: Sequence[int], num_shares: int) -> tuple[tuple[int, ...], ..
         shares[lightest].append(index)
         totals[lightest] += sizes[index]
     return tuple(tuple(sorted(share)) for share in shares)
-
-
-def shared_out(rows: Sequence[Row], num_processes: int) -> list[tuple[Row, ...]]:
-    """Give every process rows of like many tokens."""
-    shares = balanced([row.num_tokens for row in rows], num_processes)
-    return [tuple(rows[index] for index in share) for share in shares]
-
-
-def split_alike(shares: Sequence[Sequence[Row]], micro_batch_tokens: int) -> list[MicroBatches]:
-    """Split every process's rows as ``split`` does, and give all of them the same number of micro-batches.
-
-    Processes meet in every pass through the module, so one that has less to do gets empty micro-batches.
-    """
-    parts = [split(rows, micro_batch_tokens) for rows in shares]
-    most = max(len(part) for part in parts)
-    return [part + ((),) * (most - len(part)) for part in parts]
-
-
-def split(rows: Sequence[Row], micro_batch_tokens: int) -> MicroBatches:
-    """Split rows, longest first, into micro-batches of at most ``micro_batch_tokens``, padding included.
-
-    A row that is longer is a micro-batch of its own.
-    """
-    ordered = sorted(rows, key=lambda row: -row.num_tokens)
-    micro_batches = []
-    while ordered:
-        num_rows = max(1, micro_batch_tokens // ordered[0].num_tokens)
-        micro_batches.append(tuple(ordered[:num_rows]))
-        ordered = ordered[num_rows:]
-    return tuple(micro_batches)
 
 
 def rows_of(credited: CreditedGroup, first_index: int) -> tuple[Row, ...]:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dteframe.contracts import Policy
 from dteframe.engine.distributed import Processes
+from dteframe.engine.lines import MicroBatch
 from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
 from dteframe.errors import DataError
 from dteframe.full_weights import ADAPTER
@@ -147,7 +148,7 @@ def shard(
                 parameter.copy_(theirs[name])
     # The first forward pass finds the root; sampling begins with a layer, which would be taken for it.
     with torch.no_grad():
-        scorer(*scorer_inputs([], 0, device))
+        scorer(*scorer_inputs(MicroBatch(()), 0, device))
     release(scorer)
 
 

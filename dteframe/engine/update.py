@@ -13,14 +13,15 @@ import torch
 
 from dteframe.contracts import LossInputs, Objective, Policy
 from dteframe.engine.distributed import ALONE, Processes
+from dteframe.engine.lines import MicroBatch, MicroBatches, Sharing, shared_out, split_alike
 from dteframe.engine.loaded_sizes import loaded_sizes
-from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
+from dteframe.engine.logprobs import CompletionScorer, scorer_inputs, takes_block_masks
 from dteframe.engine.lora import without_adapter
 from dteframe.engine.optimizer import Optimizer, OptimizerSettings, check_names
 from dteframe.engine.out_of_memory import SMALLER_OPTIMIZER, memory_for, remedies_for, work_of
-from dteframe.engine.pack import MicroBatches, Minibatch, Row, pack, shared_out, split_alike
+from dteframe.engine.pack import Minibatch, Row, pack
 from dteframe.engine.sharding import Precision, Skeleton, first_scorer, gathered, release, shard
-from dteframe.engine.update_work import UpdateWork, by_row, lengths_of
+from dteframe.engine.update_work import UpdateWork, by_row, note_pass
 from dteframe.errors import DTEFrameError
 from dteframe.records import CreditedGroup, Sampling
 from dteframe.reports import UpdateReport
@@ -71,6 +72,14 @@ class Learner:
             raise UpdateError("model: no parameter is trainable; unfreeze some")
         self._pad_token_id = _pad_token_id(policy)
         self._sizes = loaded_sizes(policy.module)
+        sharing: Sharing | None = None
+        if self._sizes is not None and takes_block_masks(policy.module):
+            checkpoints = any(
+                getattr(item, "gradient_checkpointing", False) for item in policy.module.modules()
+            )
+            sharing = Sharing(self._sizes, checkpoints)
+        # The main process's: all of them have to deal and split alike.
+        self._sharing = processes.broadcast(sharing)
         self._scorer = first_scorer(policy, sampling.temperature, processes)
         self._reference: Policy | None = None
         self._reference_scorer: CompletionScorer | None = None
@@ -133,7 +142,7 @@ class Learner:
         """
         found: dict[int, torch.Tensor] = {}
         with self._scorer.at_temperature(temperature or self._sampling.temperature):
-            scored = self._score_shares(self._shares(rows))
+            scored = self._score_without_gradient(self._own_micro_batches(self._shares(rows)))
         # By way of the main memory: a tensor on a GPU would arrive on the sender's.
         for share in self._processes.exchange({index: item.cpu() for index, item in scored.items()}):
             found.update(share)
@@ -191,9 +200,9 @@ class Learner:
             precision = Precision(None, offloads)
             shard(self._reference_scorer, precision, self._processes, device, source=self._scorer)
 
-    def _score(self, scorer: CompletionScorer, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _score(self, scorer: CompletionScorer, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the log-probs and entropies of the rows' completion tokens, laid end to end."""
-        given = scorer(*scorer_inputs(rows, self._pad_token_id, self._policy.device))
+        given = scorer(*scorer_inputs(micro_batch, self._pad_token_id, self._policy.device))
         return cast(tuple[torch.Tensor, torch.Tensor], given)
 
     def _score_start_of_step(self, minibatches: Sequence[Minibatch], work: UpdateWork) -> None:
@@ -214,25 +223,28 @@ class Learner:
             if number > 0:
                 shares = self._shares(minibatch.rows)
                 unknown = [[row for row in share if row.index not in known] for share in shares]
-                found = self._score_shares(unknown)
+                micro_batches = self._own_micro_batches(unknown)
+                found = self._score_without_gradient(micro_batches)
                 work.figures.num_proximal_rows += len(found)
-                work.figures.scored.note(lengths_of(unknown[self._processes.rank]))
+                for micro_batch in micro_batches:
+                    note_pass(work.figures.scored, micro_batch)
                 work.proximal.update(found)
 
     def _shares(self, rows: Sequence[Row]) -> list[tuple[Row, ...]]:
         """Deal rows to the processes: all of them deal alike, so each knows what the others have."""
-        return shared_out(rows, self._processes.count)
+        return shared_out(rows, self._processes.count, self._sharing)
 
     def _own_micro_batches(self, shares: Sequence[Sequence[Row]]) -> MicroBatches:
-        return split_alike(shares, self._settings.micro_batch_tokens)[self._processes.rank]
+        every = split_alike(shares, self._settings.micro_batch_tokens, self._sharing)
+        return every[self._processes.rank]
 
-    def _score_shares(self, shares: Sequence[Sequence[Row]]) -> dict[int, torch.Tensor]:
-        """Score this process's share with the present policy, without gradient."""
+    def _score_without_gradient(self, micro_batches: MicroBatches) -> dict[int, torch.Tensor]:
+        """Score this process's rows with the present policy."""
         found: dict[int, torch.Tensor] = {}
         with torch.no_grad():
-            for rows in self._own_micro_batches(shares):
-                with self._memory_for(rows):
-                    found.update(by_row(rows, self._score(self._scorer, rows)[0]))
+            for micro_batch in micro_batches:
+                with self._memory_for(micro_batch):
+                    found.update(by_row(micro_batch.rows, self._score(self._scorer, micro_batch)[0]))
         release(self._scorer)
         return found
 
@@ -243,25 +255,26 @@ class Learner:
             self._score_with_first_policy(micro_batches, work)
             work.minibatches_with_reference.add(number)
         losses = []
-        for rows in micro_batches:
-            with self._memory_for(rows):
-                losses.append(self._backward(rows, minibatch, work))
+        for micro_batch in micro_batches:
+            with self._memory_for(micro_batch):
+                losses.append(self._backward(micro_batch, minibatch, work))
         # Offloaded gradients have their norm in main memory.
         norm = self._optimizer.clip_gradients().to(self._policy.device)
         loss = self._processes.sum(torch.stack(losses).sum())
         if not torch.isfinite(torch.stack([loss, norm])).all():
             self._optimizer.drop_gradients()
-            told = [(item.item(), _questions(rows)) for item, rows in zip(losses, micro_batches, strict=True)]
+            pairs = zip(losses, micro_batches, strict=True)
+            told = [(item.item(), _questions(micro_batch.rows)) for item, micro_batch in pairs]
             raise UpdateError(self._what_is_not_finite(minibatch, number, told, norm.item()))
         with memory_for("update", "the optimizer's step", self._policy.device, SMALLER_OPTIMIZER):
             self._optimizer.step()
         work.losses.append(float(loss))
         work.gradient_norms.append(float(norm))
 
-    def _backward(self, rows: Sequence[Row], minibatch: Minibatch, work: UpdateWork) -> torch.Tensor:
+    def _backward(self, micro_batch: MicroBatch, minibatch: Minibatch, work: UpdateWork) -> torch.Tensor:
         """Add a micro-batch's gradient; give its loss."""
-        device = self._policy.device
-        logprobs, entropies = self._score(self._scorer, rows)
+        device, rows = self._policy.device, micro_batch.rows
+        logprobs, entropies = self._score(self._scorer, micro_batch)
         if not rows:  # Others have more to do, and this process meets them in every layer.
             (logprobs.sum() * 0).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._optimizer.gather_gradients()
@@ -288,7 +301,7 @@ class Learner:
         outputs.loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._optimizer.gather_gradients()
         work.figures.num_forward_rows += len(rows)
-        work.figures.trained.note(lengths_of(rows))
+        note_pass(work.figures.trained, micro_batch)
         work.figures.num_tokens += len(logprobs)
         work.figures.entropy_nats += float(entropies.sum())
         for name, value in outputs.sums.items():
@@ -304,16 +317,17 @@ class Learner:
         if self._reference_scorer is None:
             return
         with torch.no_grad(), self._as_first_policy():
-            for rows in micro_batches:
-                with self._memory_for(rows):
-                    work.reference.update(by_row(rows, self._score(self._reference_scorer, rows)[0]))
-                work.figures.scored.note(lengths_of(rows))
+            for micro_batch in micro_batches:
+                with self._memory_for(micro_batch):
+                    logprobs = self._score(self._reference_scorer, micro_batch)[0]
+                work.reference.update(by_row(micro_batch.rows, logprobs))
+                note_pass(work.figures.scored, micro_batch)
         release(self._reference_scorer)
 
-    def _memory_for(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
+    def _memory_for(self, micro_batch: MicroBatch) -> AbstractContextManager[None]:
         """Say which micro-batch it was, should memory run out."""
-        remedies = remedies_for(rows, self._settings.micro_batch_tokens)
-        return memory_for("update", work_of(rows), self._policy.device, remedies)
+        remedies = remedies_for(micro_batch.rows, self._settings.micro_batch_tokens)
+        return memory_for("update", work_of(micro_batch), self._policy.device, remedies)
 
     def _as_first_policy(self) -> AbstractContextManager[None]:
         """Switch the adapter off where the first policy is the module without it."""

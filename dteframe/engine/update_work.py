@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dteframe.engine.lines import MicroBatch
 from dteframe.engine.pack import Row
 from dteframe.flops import PassSizes, forward_flops, update_flops
 from dteframe.records import ModelSizes
@@ -146,6 +147,11 @@ class UpdateWork:
             trained_forward_flops=forward_flops(sizes, total.trained) if sizes else None,
             figures=means | total.fresh_weights.figures("fresh") | total.replayed_weights.figures("replayed"),
         )
+
+
+def note_pass(passes: PassSizes, micro_batch: MicroBatch) -> None:
+    """Count what a micro-batch ran."""
+    passes.note(lengths_of(micro_batch.rows), micro_batch.shared_prompts)
 
 
 def lengths_of(rows: Sequence[Row]) -> list[tuple[int, int]]:

@@ -124,7 +124,8 @@ class TrainingConfig(BaseModel):
     max_prompt_length: int = Field(default=512, ge=1)
     """Tokens; questions with a longer prompt are counted and left out, never cut."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
-    """Tokens, padding included, that go through the model at once; changes memory and speed alone."""
+    """Tokens, padding included, that go through the model at once, a shared prompt once; changes memory and
+    speed alone."""
     evaluate_every: int = Field(default=10, ge=0)
     """Steps between evaluations, which also stand at the start and the end; 0: never."""
     evaluation_size: int = Field(default=64, ge=0)
