@@ -5,12 +5,16 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from dteframe.engine.setup import Setup
 from dteframe.flops import peak_flops
 from dteframe.reports import StageReport, ThroughputReport, TimeReport, UpdateReport
+
+STATUS = Path("/proc/self/status")
+"""Where Linux tells of this process."""
 
 
 def throughput_of(setup: Setup, stages: Sequence[StageReport], times: TimeReport) -> ThroughputReport:
@@ -57,5 +61,11 @@ def _take_peak_memory(device: str) -> int:
 
 
 def peak_main_memory() -> int:
-    """Give the most main memory that this process ever had; Linux counts in KiB, macOS in bytes."""
+    """Give the most main memory that this process ever had, in bytes.
+
+    Linux's ``getrusage`` would begin with the peak of the process that started this one.
+    """
+    if STATUS.exists():
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
