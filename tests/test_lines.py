@@ -19,14 +19,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from dteframe.contracts import LoraOptions, Policy
 from dteframe.engine.lines import Line, MicroBatch, Sharing, shared_out, split, split_alike
 from dteframe.engine.loaded_sizes import loaded_sizes
 from dteframe.engine.logprobs import CompletionScorer, block_mask, scorer_inputs, takes_block_masks
+from dteframe.engine.lora import add_lora
 from dteframe.engine.model_options import checkpoint_gradients
 from dteframe.engine.pack import Row, rows_of
 from dteframe.flops import PassSizes, pairs_per_token
 from dteframe.memory import activation_bytes, shared_position_surcharge
 from dteframe.records import Completion, CreditedGroup, Group, ModelSizes
+from dteframe.testing.tiny import tiny_policy
 
 SIZES = {
     "vocab_size": 97,
@@ -111,6 +114,30 @@ def test_lines_give_the_log_probs_entropies_and_gradients_of_rows_of_their_own(
     wanted = gradients(alone)
     for key, value in gradients(together).items():
         torch.testing.assert_close(value, wanted[key], atol=1e-5, rtol=1e-5, msg=key)
+
+
+def test_lines_train_an_adapter_as_rows_of_their_own_do() -> None:
+    found = []
+    for lines in (tuple((row,) for row in ROWS), (ROWS,)):
+        policy = Policy(module(), tiny_policy().tokenizer, "cpu")
+        add_lora(policy, LoraOptions(r=4), np.random.default_rng(0))
+        scores(policy.module, MicroBatch(tuple(Line.of(rows) for rows in lines)))
+        trained = dict(policy.module.named_parameters())
+        found.append({name: item.grad for name, item in trained.items() if item.requires_grad})
+    alone, together = found
+    assert any(float(value.abs().max()) > 1e-3 for value in alone.values())
+    for key, value in together.items():
+        torch.testing.assert_close(value, alone[key], atol=1e-5, rtol=1e-5, msg=key)
+
+
+def test_in_bfloat16_lines_are_as_near_to_float32_as_rows_of_their_own() -> None:
+    alone = MicroBatch(tuple(Line.of((row,)) for row in ROWS))
+    exact = scores(module(), alone)
+    errors = []
+    for micro_batch in (alone, MicroBatch((Line.of(ROWS),))):
+        found = scores(module().bfloat16(), micro_batch)
+        errors.append(max(float((found[row][0] - exact[row][0]).abs().max()) for row in exact))
+    assert 0 < errors[1] < 2 * errors[0]
 
 
 def test_a_token_sees_its_prompt_and_its_own_completion() -> None:
