@@ -141,8 +141,7 @@ def validate(
     from dteframe.validation import validate_recipes
 
     with _telling_errors(debug):
-        overrides = [word for word in recipes if "=" in word and not Path(word).is_file()]
-        paths = [Path(word) for word in recipes if word not in overrides]
+        paths, overrides = _files_and_overrides(recipes)
         if not paths:
             raise RecipeError(
                 [Problem("command line", "", "no recipe is given; name at least one YAML file")]
@@ -266,11 +265,7 @@ def schema(
         if out is None:
             typer.echo(text)
         else:
-            try:
-                out.write_text(text + "\n", encoding="utf-8")
-            except OSError as error:
-                what = f"--out {out}: cannot be written ({error.strerror}); give another file"
-                raise DTEFrameError(what) from error
+            _write("--out", out, text + "\n")
 
 
 @app.command()
@@ -359,8 +354,7 @@ def evaluate(  # noqa: PLR0913  # one parameter per option of the command
         from dteframe.experiments.comparison_text import comparison_text, reliability_svg
         from dteframe.experiments.evaluate_estimators import Settings, compare, load_all, part_of
 
-        overrides = [word for word in recipes if "=" in word and not Path(word).is_file()]
-        paths = [Path(word) for word in recipes if word not in overrides]
+        paths, overrides = _files_and_overrides(recipes)
         loaded = load_all(paths, overrides, plugins)
         with redirect_stdout(sys.stderr), TemporaryDirectory() as folder:
             settings = Settings(
@@ -368,7 +362,7 @@ def evaluate(  # noqa: PLR0913  # one parameter per option of the command
             )
             comparison = compare(trace, loaded, settings)
         if diagram is not None:
-            diagram.write_text(reliability_svg(comparison), encoding="utf-8")
+            _write("--diagram", diagram, reliability_svg(comparison))
         typer.echo(_json(comparison) if as_json else comparison_text(comparison))
 
 
@@ -403,6 +397,22 @@ def _telling_errors(debug: bool) -> Iterator[None]:
         advice = [] if is_worded or debug else ["--debug shows where it happened"]
         _say([told, *notes, *advice])
         raise typer.Exit(error.exit_code if isinstance(error, DTEFrameError) else 1) from None
+
+
+def _files_and_overrides(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Tell recipes from overrides: a word with ``=`` is an override unless it is a file's name."""
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    return [Path(word) for word in words if word not in overrides], overrides
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    """Write the file that an option names."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DTEFrameError(
+            f"{option} {path}: cannot be written ({error.strerror}); give another file"
+        ) from error
 
 
 def _loaded(

@@ -79,8 +79,9 @@ class Ask(Work[tuple[Group, ...]]):
                 answers = calls.generate(rollout, prompts, self.num_generations, self.sampling, seeds)
             processes.wait()
         with member.meter.stage(scoring):
+            rewards = named_rewards(member.parts)
             groups = {
-                place: self._scored(member, place, completions)
+                place: self._scored(member, rewards, place, completions)
                 for place, completions in zip(share, answers, strict=True)
             }
             every = processes.collect(groups)
@@ -94,10 +95,11 @@ class Ask(Work[tuple[Group, ...]]):
         order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
         return [sorted(order[first::num_processes]) for first in range(num_processes)]
 
-    def _scored(self, member: Member, place: int, completions: Sequence[Completion]) -> Group:
+    def _scored(
+        self, member: Member, rewards: Mapping[str, Reward], place: int, completions: Sequence[Completion]
+    ) -> Group:
         """Make a group of a question's completions: rewards, and which of them are successes."""
         question, prompt = self.questions[place], self.prompts[place]
-        rewards = named_rewards(member.parts)
         parts = {name: calls.score(reward, question, completions) for name, reward in rewards.items()}
         total = sum(reward.config.weight * parts[name] for name, reward in rewards.items())
         verdicts = next(iter(parts.values())) >= member.recipe.training.success_threshold
