@@ -1,0 +1,50 @@
+"""The commands: each calls one function elsewhere; stdout is data, stderr is talk."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import dteframe
+from dteframe.cli.estimator import evaluate
+from dteframe.cli.plugins import check, list_all_plugins, new
+from dteframe.cli.recipes import plan, schema, sweep, validate
+from dteframe.cli.run import run
+
+app = typer.Typer(
+    help="Data-efficient reinforcement fine-tuning of language models.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(validate)
+app.command()(plan)
+app.command()(sweep)
+app.command(name="plugins")(list_all_plugins)
+app.command()(schema)
+app.command()(check)
+app.command()(new)
+
+estimator_app = typer.Typer(help="Judge estimators on traces.", no_args_is_help=True)
+estimator_app.command()(evaluate)
+app.add_typer(estimator_app, name="estimator")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback()
+def _no_command(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"dteframe {dteframe.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,137 @@
+"""The commands that read recipes and run nothing."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dteframe.cli.loading import files_and_overrides, load_and_say
+from dteframe.cli.options import AsJson, Debug, Overrides, PluginPaths, RecipeFile
+from dteframe.cli.talk import as_json_text, plain, say, telling_errors, write_file
+from dteframe.errors import Problem, RecipeError
+from dteframe.recipe import json_schema
+from dteframe.registry import load_registry
+
+
+def validate(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE]...",
+            help="Recipes and sweeps, and keys to override in all of them.",
+        ),
+    ],
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Read recipes, and all runs of sweeps, without running them, and report every problem of each."""
+    from dteframe.validation import validate_recipes
+
+    with telling_errors(debug):
+        paths, overrides = files_and_overrides(recipes)
+        if not paths:
+            raise RecipeError(
+                [Problem("command line", "", "no recipe is given; name at least one YAML file")]
+            )
+        verdicts = validate_recipes(paths, overrides, plugins)
+        for verdict in verdicts:
+            say(verdict.notes)
+            say([str(problem) for problem in verdict.problems])
+            if verdict.ok and not as_json:
+                runs = "" if verdict.num_runs is None else f", {verdict.num_runs} runs"
+                typer.echo(f"{verdict.recipe}: ok{runs}")
+        if as_json:
+            typer.echo(as_json_text(verdicts))
+        if not all(verdict.ok for verdict in verdicts):
+            raise typer.Exit(RecipeError.exit_code)
+
+
+def plan(  # noqa: PLR0913  # one parameter per option of the command
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that share model and questions.")
+    ] = 1,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Memory of a GPU, to be held against.")
+    ] = None,
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Explain what a recipe asks for: questions, rollouts, tokens, optimizer steps, memory."""
+    from dteframe.memory_plan import device_bytes, memory_plan
+    from dteframe.plan_text import memory_text, plan_text, workload
+
+    with telling_errors(debug):
+        loaded, _ = load_and_say(recipe, overrides, plugins)
+        work, sizes = workload(loaded.recipe), loaded.recipe.model.sizes()
+        available = device_bytes(loaded.recipe, processes, gpu_memory)
+        memory = memory_plan(loaded.recipe, sizes, processes, available) if sizes else None
+        if as_json:
+            typer.echo(as_json_text({**plain(work), "memory": memory, "device_bytes": available}))
+        else:
+            typer.echo(f"{plan_text(work)}\n{memory_text(memory, available)}")
+
+
+def sweep(  # noqa: PLR0913  # one parameter per option of the command
+    sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep's YAML file.")],
+    overrides: Overrides = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            "--runs",
+            metavar="DIR",
+            help="Where run folders will be.",
+            show_default="runs/ and the file's name",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Print commands that go on from checkpoints.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option("--processes", metavar="N", min=1, help="Let each run have N processes.")
+    ] = None,
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Print one shell command per run of a sweep, after checking all of them; nothing is run.
+
+    The commands stand for themselves, one a line, in any order: pipe them to a shell, to xargs, or to the
+    tasks of a job array. Paths are seen from this folder.
+    """
+    from dteframe.recipe.sweep import load_sweep
+
+    with telling_errors(debug):
+        loaded = load_sweep(sweep_file, overrides or (), lambda recipe: load_registry(plugins, near=recipe))
+        say(loaded.notes)
+        options = ["--runs", str(runs or Path("runs") / sweep_file.stem), *(["--resume"] if resume else [])]
+        if processes is not None:
+            options += ["--processes", str(processes)]
+        for path in plugins or ():
+            options += ["--plugins", str(path)]
+        commands = [["dteframe", "run", str(loaded.recipe), *run.overrides, *options] for run in loaded.runs]
+        if as_json:
+            pairs = zip(loaded.runs, commands, strict=True)
+            typer.echo(as_json_text([{**plain(run), "command": command} for run, command in pairs]))
+        else:
+            typer.echo("\n".join(shlex.join(command) for command in commands))
+
+
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file.")] = None,
+    plugins: PluginPaths = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON schema of recipes, plugins included, for the completion of an editor."""
+    with telling_errors(debug):
+        text = as_json_text(json_schema(load_registry(plugins, near=Path.cwd())))
+        if out is None:
+            typer.echo(text)
+        else:
+            write_file("--out", out, text + "\n")
