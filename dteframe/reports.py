@@ -203,6 +203,8 @@ class CostReport(StageReport):
     training_seconds: float
     """Wall-clock since the start without loading, evaluation and checkpoints: what time to target is counted
     in."""
+    training_cpu_seconds: float
+    """CPU time of the main process in the same: what a busy machine leaves alone."""
 
 
 @dataclass(frozen=True, slots=True)

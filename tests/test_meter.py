@@ -41,6 +41,19 @@ def test_evaluation_checkpoints_and_loading_are_not_training_time():
     assert costs.training_seconds < costs.total_seconds - 0.0149
 
 
+def test_cpu_time_counts_work_but_neither_waiting_nor_evaluation():
+    meter = Meter()
+    for stage in ("update", "evaluate"):
+        with meter.stage(stage):
+            began = time.process_time()
+            while time.process_time() - began < 0.05:
+                pass
+    with meter.stage("generate"):
+        time.sleep(0.05)
+    meter.close_step()
+    assert 0.045 <= meter.costs().training_cpu_seconds < 0.09
+
+
 def test_counts_survive_a_checkpoint():
     meter, resumed = Meter(), Meter()
     meter.charge([group_of("train", [2, 3])])

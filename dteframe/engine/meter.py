@@ -24,11 +24,15 @@ class Meter:
         self.rollouts: Counter[str] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Since the start of the run, by stage, ``other`` included."""
+        self.training_cpu_seconds = 0.0
+        """Of this process and its threads, in the stages that time to target counts."""
         self.last_step_tokens: Counter[str] = Counter()
         """Of the step that was closed last, by purpose."""
         self._step_tokens: Counter[str] = Counter()
         self._step_seconds: defaultdict[str, float] = defaultdict(float)
         self._step_began = time.perf_counter()
+        self._step_began_cpu = time.process_time()
+        self._step_untrained_cpu = 0.0
 
     def charge(self, groups: Sequence[Group]) -> None:
         """Count what was generated, under its purpose."""
@@ -40,23 +44,26 @@ class Meter:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; stages are not nested."""
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self._step_seconds[name] += time.perf_counter() - began
+            if name in NOT_TRAINING:
+                self._step_untrained_cpu += time.process_time() - began_cpu
 
     def close_step(self) -> TimeReport:
         """End the step's times, add them to the run's, and begin the next step's."""
-        now = time.perf_counter()
+        now, now_cpu = time.perf_counter(), time.process_time()
         whole = now - self._step_began
+        self.training_cpu_seconds += now_cpu - self._step_began_cpu - self._step_untrained_cpu
         self._step_seconds["other"] = whole - sum(self._step_seconds.values())
         figures = {f"{stage}_seconds": seconds for stage, seconds in self._step_seconds.items()}
         for stage, seconds in self._step_seconds.items():
             self.seconds[stage] += seconds
         self._step_seconds.clear()
         self.last_step_tokens, self._step_tokens = self._step_tokens, Counter()
-        self._step_began = now
+        self._step_began, self._step_began_cpu, self._step_untrained_cpu = now, now_cpu, 0.0
         return TimeReport(step_seconds=whole, figures=figures)
 
     def costs(self) -> CostReport:
@@ -71,14 +78,21 @@ class Meter:
             evaluation_rollouts=self.rollouts["evaluation"],
             total_seconds=total,
             training_seconds=total - sum(self.seconds[stage] for stage in NOT_TRAINING),
+            training_cpu_seconds=self.training_cpu_seconds,
         )
 
     def state_dict(self) -> State:
         """Give the counts."""
-        return {"tokens": dict(self.tokens), "rollouts": dict(self.rollouts), "seconds": dict(self.seconds)}
+        return {
+            "tokens": dict(self.tokens),
+            "rollouts": dict(self.rollouts),
+            "seconds": dict(self.seconds),
+            "training_cpu_seconds": self.training_cpu_seconds,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the counts of a checkpoint."""
         self.tokens = Counter(state["tokens"])
         self.rollouts = Counter(state["rollouts"])
         self.seconds = defaultdict(float, state["seconds"])
+        self.training_cpu_seconds = state["training_cpu_seconds"]
