@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 PAPER_HALF_LIFE = 40
-"""Evaluations; the smoothing of the DOTS paper's curves, reconstructed from its figures (arXiv 2506.05316)."""
+"""Evaluations; of the curves of the DOTS paper (arXiv 2506.05316), reconstructed from its figures."""
 NUM_RESAMPLES = 10_000
 """Bootstrap samples of an interval."""
 
@@ -18,6 +18,7 @@ def trailing_mean(values: Float[np.ndarray, "evaluations"], window: int) -> Floa
     """Give the mean of each value and the ``window - 1`` before it; NaN where there are fewer.
 
     Args:
+        values: in the order of evaluation.
         window: 1 or more; 1 gives the values themselves.
     """
     means = np.full(len(values), np.nan)
@@ -71,7 +72,7 @@ def first_passage(
 def value_at(
     curve: Float[np.ndarray, "evaluations"], costs: Float[np.ndarray, "evaluations"], cost: float
 ) -> float:
-    """Read a curve at a cost, linearly between evaluations; before its first and after its last value those."""
+    """Read a curve at a cost, linearly between evaluations, and hold its ends beyond them."""
     known = ~np.isnan(curve)
     return float(np.interp(cost, costs[known], curve[known]))
 

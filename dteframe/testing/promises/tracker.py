@@ -228,6 +228,7 @@ def _cost() -> CostReport:
         evaluation_rollouts=32,
         total_seconds=3.0,
         training_seconds=2.0,
+        training_cpu_seconds=1.5,
     )
 
 
