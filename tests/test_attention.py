@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dteframe import Context, DataError, Observation, Question
-from dteframe.estimators import attention_math, attention_prediction
+from dteframe.estimators import attention_math
 from dteframe.estimators.adapter import (
     AdapterShape,
     build_adapter,
@@ -157,12 +157,27 @@ def test_evidence_is_what_a_beta_distribution_of_that_error_is_worth():
     assert attention_math.prediction_evidence(halves, np.array([0, 1, 0, 1]), np.full(4, 1)) == 1.0
 
 
-def test_embeddings_are_centred_and_scaled_and_equal_ones_become_zero():
-    np.testing.assert_allclose(
-        attention_math.centre_and_normalise(np.array([[3.0, 4.0], [1.0, 4.0], [2.0, 4.0]])),
-        [[1, 0], [-1, 0], [0, 0]],
-    )
-    assert not attention_math.centre_and_normalise(np.full((5, 3), 0.1, np.float32)).any()
+def test_embeddings_are_centred_and_scaled_and_equal_ones_become_zero(monkeypatch):
+    for rows_at_once in (4096, 2):
+        monkeypatch.setattr(attention_math, "ROWS_AT_ONCE", rows_at_once)
+        embeddings = np.array([[3.0, 4.0], [1.0, 4.0], [2.0, 4.0]])
+        attention_math.centre_and_normalise(embeddings)
+        np.testing.assert_allclose(embeddings, [[1, 0], [-1, 0], [0, 0]])
+    equal = np.full((5, 3), 0.1, np.float32)
+    attention_math.centre_and_normalise(equal)
+    assert not equal.any()
+
+
+def test_attention_in_pieces_is_that_of_the_whole_matrix_of_scores(monkeypatch):
+    rng = np.random.default_rng(0)
+    queries, keys = rng.normal(size=(23, 4)).astype("f4"), 30 * rng.normal(size=(5, 4)).astype("f4")
+    rates, offsets = rng.random(5), np.log(rng.random(5)).astype("f4")
+    for scores_at_once in (2**18, 5 * 7, 1):
+        monkeypatch.setattr(attention_math, "SCORES_AT_ONCE", scores_at_once)
+        for added in (None, offsets):
+            scores = (queries @ keys.T / 0.5).astype(np.float64) + (0 if added is None else added)
+            found = attention_math.attend_from(queries, keys, 0.5, added, rates)
+            np.testing.assert_allclose(found, attention_math.attend(scores, rates), rtol=1e-5)
 
 
 def test_correlation_of_a_constant_is_undefined():
@@ -690,8 +705,8 @@ def test_only_the_weightiest_training_groups_are_looked_at():
 def test_a_pool_in_pieces_is_predicted_as_a_whole(context, monkeypatch):
     embeddings = np.random.default_rng(0).normal(size=(50, 4))
     means = []
-    for scores_at_once in (2**22, 7 * 12):
-        monkeypatch.setattr(attention_prediction, "SCORES_AT_ONCE", scores_at_once)
+    for scores_at_once in (2**18, 7 * 12):
+        monkeypatch.setattr(attention_math, "SCORES_AT_ONCE", scores_at_once)
         estimator = started(context, embeddings, reference_size=12)
         estimator.observe(observation_of(range(12), [index % 9 for index in range(12)], 8))
         means.append(estimator.predict(0).mean)

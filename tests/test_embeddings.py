@@ -21,7 +21,9 @@ from dteframe.estimators.embeddings import (
     embed,
     embedder_of,
     find_model_folder,
+    in_order,
 )
+from dteframe.estimators.scratch import scratch_matrix
 from dteframe.testing.tiny import tiny_policy
 
 torch = pytest.importorskip("torch")
@@ -149,7 +151,7 @@ def test_the_policys_embeddings_are_never_cached(context):
     embed(["a"], embedder_of(config, lambda texts: np.ones((len(texts), 2)), context), context)
     found = embed(["a"], embedder_of(config, lambda texts: np.zeros((len(texts), 2)), context), context)
     assert found.tolist() == [[0.0, 0.0]]
-    assert not context.cache_folder.exists()
+    assert [path for path in context.cache_folder.rglob("*") if path.is_file()] == []
 
 
 def test_a_damaged_cache_file_is_named(context):
@@ -225,3 +227,28 @@ def test_a_sentence_model_from_a_package_knows_what_is_alike(context):
     texts = ["How many apples are left?", "Count the remaining apples.", "Differentiate sin(x) twice."]
     alike, _, other = (embed(texts, embedder, context) @ embed(texts, embedder, context).T)[0, [1, 0, 2]]
     assert alike > 0.6 > 0.3 > other
+
+
+def test_a_matrix_in_a_file_without_a_name_leaves_nothing_behind(tmp_path):
+    matrix = scratch_matrix(tmp_path / "new", 3, 2)
+    matrix[1] = [0.5, 2.0]
+    assert matrix.tolist() == [[0.0, 0.0], [0.5, 2.0], [0.0, 0.0]]
+    assert matrix.dtype == np.float32
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_full_disk_is_told_before_anything_is_computed(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(DataError, match="no room for the 4 MiB of 1024 embeddings of width 1024"):
+            scratch_matrix(tmp_path, 1024, 1024)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_rows_that_vanish_while_they_are_read_are_told(tmp_path):
+    pieces = iter([(["a"], np.ones((1, 2), np.float32))])
+    with pytest.raises(DataError, match="1 of 2 embeddings vanished while they were read"):
+        in_order(["a", "b"], pieces, tmp_path)

@@ -18,6 +18,10 @@ SLOPE_LIMITS = (0.5, 2.0)
 EVIDENCE_LIMITS = (1.0, 64.0)
 """Rollouts that a prediction is worth, at least and at most: a reference set of a few hundred questions with
 some rollouts each cannot show more."""
+SCORES_AT_ONCE = 2**18
+"""Attention scores that are in memory at a time: 1 MiB, which fits a core's cache."""
+ROWS_AT_ONCE = 4096
+"""Embeddings that are in memory at a time where a whole pool is changed."""
 
 
 def attend(
@@ -30,6 +34,34 @@ def attend(
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     weighted = weights @ rates.astype(weights.dtype)
     return np.asarray(weighted / weights.sum(axis=1), np.float64)
+
+
+def attend_from(
+    queries: Float[np.ndarray, "queries width"],
+    keys: Float[np.ndarray, "references width"],
+    temperature: float,
+    offsets: Float[np.ndarray, "references"] | None,
+    rates: Float[np.ndarray, "references"],
+) -> Float[np.ndarray, "queries"]:
+    """Compute ``attend(queries @ keys.T / temperature + offsets, rates)`` of any number of float32 queries.
+
+    The scores are made and used a few rows at a time, in place, so that they stay in the processor's cache:
+    most of the time goes into the product.
+    """
+    rows = max(1, SCORES_AT_ONCE // len(keys))
+    scores = np.empty((min(rows, len(queries)), len(keys)), np.float32)
+    rates = rates.astype(np.float32)
+    mean = np.empty(len(queries))
+    for first in range(0, len(queries), rows):
+        part = scores[: len(queries) - first]
+        np.matmul(queries[first : first + rows], keys.T, out=part)
+        part /= np.float32(temperature)
+        if offsets is not None:
+            part += offsets
+        part -= part.max(axis=1, keepdims=True)
+        np.exp(part, out=part)
+        mean[first : first + rows] = part @ rates / part.sum(axis=1)
+    return mean
 
 
 def leave_one_out(
@@ -151,10 +183,13 @@ def pearson(first: Float[np.ndarray, "items"], second: Float[np.ndarray, "items"
     return float(np.mean((first - first.mean()) * (second - second.mean())) / deviations)
 
 
-def centre_and_normalise(embeddings: Float[np.ndarray, "texts width"]) -> Float[np.ndarray, "texts width"]:
-    """Take off the mean and scale every row to length 1; a row equal to the mean stays 0."""
-    centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    typical = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    is_zero = lengths <= 1e-6 * typical  # float32 rounding, no direction of its own
-    return np.where(is_zero, 0.0, centred / np.where(is_zero, 1.0, lengths)).astype(np.float32)
+def centre_and_normalise(embeddings: Float[np.ndarray, "texts width"]) -> None:
+    """Take off the mean and scale every row to length 1, in place; a row equal to the mean becomes 0."""
+    mean = embeddings.mean(axis=0, dtype=np.float64)
+    for first in range(0, len(embeddings), ROWS_AT_ONCE):
+        rows = embeddings[first : first + ROWS_AT_ONCE]
+        centred = rows - mean
+        lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+        typical = np.linalg.norm(rows, axis=1, keepdims=True)
+        is_zero = lengths <= 1e-6 * typical  # float32 rounding, no direction of its own
+        rows[:] = np.where(is_zero, 0.0, centred / np.where(is_zero, 1.0, lengths))

@@ -19,13 +19,12 @@ from dteframe.estimators import attention_math
 from dteframe.estimators.adapter import Adapter, load_adapter
 from dteframe.estimators.embeddings import EmbeddingsConfig, PolicyEmbeddings, embed, embedder_of
 from dteframe.estimators.references import ReferenceSet
+from dteframe.estimators.scratch import scratch_matrix
 
 SCORE_TEMPERATURES = (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0)
 """What is tried without an adapter: from nearly the nearest reference alone to nearly the mean of all."""
 SAME_EMBEDDING_COSINE = 0.99
 """Below this a question's embedding is not the one of the checkpoint: rounding on another device is above."""
-SCORES_AT_ONCE = 2**22
-"""Attention scores that are in memory at a time: 16 MiB, however large the pool."""
 
 
 class AttentionOptions(EstimatorConfig):
@@ -82,7 +81,7 @@ class AttentionPredictor:
         encode_with_policy: TextEncoder,
         context: Context,
     ) -> None:
-        """Embed the pool, and pass it through the adapters once: both stay as they are in the whole run."""
+        """Embed the pool, and pass it through the query adapter once: both stay so in the whole run."""
         self._options, self._first_id = options, questions[0].id
         if options.references == "rolled_out" and options.reference_size > len(questions):
             raise ValueError(
@@ -91,19 +90,22 @@ class AttentionPredictor:
             )
         embedder = embedder_of(options.embeddings, encode_with_policy, context)
         embeddings = embed([question.text for question in questions], embedder, context)
-        self.first_embedding = embeddings[0]
-        self._adapter = self._load_adapter(embedder.id, embeddings.shape[1])
+        self.first_embedding = np.array(embeddings[0])
+        self._embeddings, self._adapter = embeddings, self._load_adapter(embedder.id, embeddings.shape[1])
         if self._adapter is None:
-            self._queries = attention_math.centre_and_normalise(embeddings)
-            self._keys = self._queries
-            if not self._queries.any():
+            attention_math.centre_and_normalise(embeddings)
+            self._queries = embeddings
+            if not embeddings.any():
                 context.warn(
                     f"{options.type}: the embeddings of all {len(questions)} questions are equal; every "
                     "prediction will be the references' mean; choose other estimator.embeddings"
                 )
         else:
-            self._queries = self._adapter.transform("query", embeddings)
-            self._keys = self._adapter.transform("reference", embeddings)
+            folder, size = context.cache_folder / "embeddings", self._adapter.shape.hidden_width
+            self._queries = scratch_matrix(folder, len(embeddings), size)
+            for first in range(0, len(embeddings), attention_math.ROWS_AT_ONCE):
+                rows = slice(first, first + attention_math.ROWS_AT_ONCE)
+                self._queries[rows] = self._adapter.transform("query", embeddings[rows])
 
     def predict(
         self, references: ReferenceSet, positions: Int[np.ndarray, "queries"] | None = None
@@ -114,25 +116,32 @@ class AttentionPredictor:
             references: at least one. Where their trials differ, each weighs as much as it has.
             positions: which questions to predict; distinct.
         """
-        rates, weights = references.rates, None if references.are_alike else references.trials
-        own_scores = self._scores(references.positions, references)
+        rates, offsets = references.rates, _offsets(references)
+        keys = self._keys(references.positions)
+        own_scores = self._queries[references.positions] @ keys.T
         temperature = self._score_temperature(own_scores, references)
-        left_out = attention_math.leave_one_out(
-            _weighted(own_scores / np.float32(temperature), weights), rates
-        )
+        own_scores /= np.float32(temperature)
+        left_out = attention_math.leave_one_out(_with_offsets(own_scores, offsets), rates)
         if self._adapter is not None and len(rates) > 1:
             statistics = attention_math.leave_one_out_statistics(rates)
             left_out = attention_math.calibrate(left_out, *self._adapter.scale_and_shift(statistics))
-        wanted = np.arange(len(self._queries)) if positions is None else positions
-        mean = self._attend(wanted, references, temperature, weights)
-        places = np.searchsorted(references.positions, wanted)
-        is_reference = references.positions[np.minimum(places, len(references) - 1)] == wanted
-        mean[is_reference] = left_out[places[is_reference]]
+        queries = self._queries if positions is None else self._queries[positions]
+        mean = attention_math.attend_from(queries, keys, temperature, offsets, rates)
+        if self._adapter is not None:
+            statistics = attention_math.rate_statistics(rates)[None]
+            mean = attention_math.calibrate(mean, *self._adapter.scale_and_shift(statistics))
+        if positions is None:
+            mean[references.positions] = left_out
+        else:
+            places = np.searchsorted(references.positions, positions)
+            is_reference = references.positions[np.minimum(places, len(references) - 1)] == positions
+            mean[is_reference] = left_out[places[is_reference]]
         figures = {"leave_one_out_brier": float(np.mean((left_out - rates) ** 2))}
         correlation = attention_math.pearson(left_out, rates)
         if correlation is not None:
             figures["leave_one_out_pearson"] = correlation
         if self._options.recalibrate == "leave_one_out":
+            weights = None if offsets is None else references.trials
             line = attention_math.fit_line(left_out, rates, weights)
             mean, left_out = line.apply(mean), line.apply(left_out)
             figures["recalibration_slope"] = line.slope
@@ -157,32 +166,12 @@ class AttentionPredictor:
                 "before training)"
             )
 
-    def _attend(
-        self,
-        positions: Int[np.ndarray, "queries"],
-        references: ReferenceSet,
-        temperature: float,
-        weights: Float[np.ndarray, "references"] | None,
-    ) -> Float[np.ndarray, "queries"]:
-        """Average the references' rates for each question, some questions at a time."""
-        rows = max(1, SCORES_AT_ONCE // len(references))
-        mean = np.empty(len(positions))
-        for first in range(0, len(positions), rows):
-            scores = self._scores(positions[first : first + rows], references)
-            scores /= np.float32(temperature)
-            mean[first : first + rows] = attention_math.attend(_weighted(scores, weights), references.rates)
+    def _keys(self, positions: Int[np.ndarray, "references"]) -> Float[np.ndarray, "references width"]:
+        """Give what queries are multiplied with, over the width's root where an adapter was trained so."""
         if self._adapter is None:
-            return mean
-        statistics = attention_math.rate_statistics(references.rates)
-        return attention_math.calibrate(mean, *self._adapter.scale_and_shift(statistics[None]))
-
-    def _scores(
-        self, positions: Int[np.ndarray, "queries"], references: ReferenceSet
-    ) -> Float[np.ndarray, "queries references"]:
-        scores = self._queries[positions] @ self._keys[references.positions].T
-        if self._adapter is not None:
-            scores /= np.float32(np.sqrt(self._keys.shape[1]))
-        return np.asarray(scores)
+            return np.array(self._queries[positions])
+        keys = self._adapter.transform("reference", self._embeddings[positions])
+        return np.asarray(keys / np.float32(np.sqrt(keys.shape[1])))
 
     def _score_temperature(
         self, scores: Float[np.ndarray, "references references"], references: ReferenceSet
@@ -192,10 +181,10 @@ class AttentionPredictor:
             return self._options.score_temperature
         if self._adapter is not None:
             return 1.0
-        rates, weights = references.rates, None if references.are_alike else references.trials
+        rates, offsets = references.rates, _offsets(references)
         likelihoods = [
             attention_math.log_likelihood(
-                attention_math.leave_one_out(_weighted(scores / np.float32(temperature), weights), rates),
+                attention_math.leave_one_out(_with_offsets(scores / np.float32(temperature), offsets), rates),
                 references.successes,
                 references.trials,
             )
@@ -217,10 +206,12 @@ class AttentionPredictor:
         return adapter
 
 
-def _weighted(
-    scores: Float[np.ndarray, "queries references"], weights: Float[np.ndarray, "references"] | None
+def _offsets(references: ReferenceSet) -> Float[np.ndarray, "references"] | None:
+    """Raise scores so that each reference weighs as much as it has; None where all are alike."""
+    return None if references.are_alike else np.log(references.trials).astype(np.float32)
+
+
+def _with_offsets(
+    scores: Float[np.ndarray, "queries references"], offsets: Float[np.ndarray, "references"] | None
 ) -> Float[np.ndarray, "queries references"]:
-    """Multiply the softmax weights by how much each reference counts."""
-    if weights is None:
-        return scores
-    return np.asarray(scores + np.log(weights).astype(scores.dtype))
+    return scores if offsets is None else np.asarray(scores + offsets)

@@ -11,16 +11,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, Field
 
 from dteframe import Context, DataError, PluginConfig, TextEncoder
+from dteframe.estimators.scratch import scratch_matrix
 
 ROWS_PER_FILE = 1024
 """Texts per cache file: what an interrupted run loses at most."""
@@ -110,36 +112,69 @@ def embedder_of(
 def embed(texts: Sequence[str], embedder: Embedder, context: Context) -> Float[np.ndarray, "texts width"]:
     """Embed the texts in float32, in the same order, computing only what the cache lacks.
 
+    The matrix is mapped into memory from a file without a name, and may be written to.
+
     Raises:
         ValueError: an embedding is not finite; names the text.
     """
     hashes = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
-    folder = embedding_folder(embedder, context)
-    rows = {} if embedder.batch_size is None else read_cached(folder, frozenset(hashes))
-    missing = {name: text for name, text in zip(hashes, texts, strict=True) if name not in rows}
-    # Equal lengths side by side waste little on padding; the order is that of the texts alone.
-    names = sorted(missing, key=lambda name: (-len(missing[name]), name))
-    if names:
-        ordered = [missing[name] for name in names]
-        encode = embedder.load(ordered)
-        if embedder.batch_size is None:
-            computed = checked(encode(ordered), ordered, embedder.id)
-        else:
-            computed = encode_into_cache(encode, names, ordered, embedder, embedder.batch_size, context)
-        rows.update(zip(names, computed, strict=True))
-    return np.stack([rows[name] for name in hashes])
+    missing = dict(zip(hashes, texts, strict=True))
+    if embedder.batch_size is None:
+        names, ordered = by_length(missing)
+        rows = checked(embedder.load(ordered)(ordered), ordered, embedder.id)
+        pieces: Iterator[tuple[Sequence[str], Float[np.ndarray, "texts width"]]] = iter([(names, rows)])
+    else:
+        folder = embedding_folder(embedder, context)
+        for name in names_in_cache(folder):
+            missing.pop(name, None)
+        if missing:
+            encode_into_cache(missing, embedder, embedder.batch_size, context)
+        pieces = read_cached(folder, frozenset(hashes))
+    return in_order(hashes, pieces, context.cache_folder / "embeddings")
+
+
+def by_length(texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Put named texts into an order that hangs on the texts alone: equal lengths waste little on padding."""
+    names = sorted(texts, key=lambda name: (-len(texts[name]), name))
+    return names, [texts[name] for name in names]
+
+
+def in_order(
+    hashes: Sequence[str],
+    pieces: Iterator[tuple[Sequence[str], Float[np.ndarray, "texts width"]]],
+    folder: Path,
+) -> Float[np.ndarray, "texts width"]:
+    """Gather rows, which come in pieces with their text hashes, into one matrix in the order of ``hashes``.
+
+    Raises:
+        DataError: some rows did not come.
+    """
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(hashes):
+        places.setdefault(name, []).append(place)
+    is_there = np.zeros(len(hashes), bool)
+    matrix = np.zeros((0, 0), np.float32)
+    for names, piece in pieces:
+        if not len(matrix):
+            matrix = scratch_matrix(folder, len(hashes), piece.shape[1])
+        wanted = [(row, place) for row, name in enumerate(names) for place in places.get(name, ())]
+        rows, targets = np.array(wanted, np.int64).reshape(-1, 2).T
+        matrix[targets] = piece[rows]
+        is_there[targets] = True
+    if not is_there.all():
+        raise DataError(
+            f"{folder}: {int((~is_there).sum())} of {len(hashes)} embeddings vanished while they were read; "
+            "nothing else may delete files there; start again"
+        )
+    return matrix
 
 
 def encode_into_cache(
-    encode: TextEncoder,
-    names: Sequence[str],
-    texts: Sequence[str],
-    embedder: Embedder,
-    batch_size: int,
-    context: Context,
-) -> Float[np.ndarray, "texts width"]:
-    """Embed texts batch by batch, writing a cache file as soon as its rows are there."""
-    shards = []
+    missing: Mapping[str, str], embedder: Embedder, batch_size: int, context: Context
+) -> None:
+    """Embed texts, by hash, batch by batch, writing a cache file as soon as its rows are there."""
+    names, texts = by_length(missing)
+    encode = embedder.load(texts)
     for begin in range(0, len(texts), ROWS_PER_FILE):
         end = min(begin + ROWS_PER_FILE, len(texts))
         batches = []
@@ -147,10 +182,8 @@ def encode_into_cache(
             context.progress("embedding questions", first, len(texts))
             batch = texts[first : min(first + batch_size, end)]
             batches.append(checked(encode(batch), batch, embedder.id))
-        shards.append(np.concatenate(batches))
-        write_cached(embedding_folder(embedder, context), names[begin:end], shards[-1])
+        write_cached(embedding_folder(embedder, context), names[begin:end], np.concatenate(batches))
     context.progress("embedding questions", len(texts), len(texts))
-    return np.concatenate(shards)
 
 
 def embedding_folder(embedder: Embedder, context: Context) -> Path:
@@ -175,22 +208,38 @@ def checked(
     return matrix
 
 
-def read_cached(folder: Path, wanted: frozenset[str]) -> dict[str, Float[np.ndarray, "width"]]:
-    """Read the wanted rows, by text hash, from the memory-mapped files of one embedder."""
+def names_in_cache(folder: Path) -> Iterator[str]:
+    """Give the text hashes in all files of one embedder, without reading an embedding."""
+    for path in folder.glob("*.safetensors"):
+        with cache_file(path) as (names, _):
+            yield from names
+
+
+def read_cached(
+    folder: Path, wanted: frozenset[str]
+) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "texts width"]]]:
+    """Read one embedder's files that hold some wanted text, one at a time: text hashes and rows."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with cache_file(path) as (names, file):
+            rows = None if wanted.isdisjoint(names) else file.get_tensor("embeddings")
+        if rows is not None:
+            yield names, rows
+
+
+@contextmanager
+def cache_file(path: Path) -> Iterator[tuple[list[str], Any]]:
+    """Open a cache file: its text hashes, and the file itself.
+
+    Raises:
+        DataError: it cannot be read; names it.
+    """
     from safetensors import SafetensorError, safe_open
 
-    rows: dict[str, Float[np.ndarray, "width"]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                names = json.loads(file.metadata()["text_hashes"])
-                if wanted.isdisjoint(names):
-                    continue
-                matrix = file.get_tensor("embeddings")
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: unreadable cache of embeddings ({error}); delete the file") from error
-        rows.update((name, row) for name, row in zip(names, matrix, strict=True) if name in wanted)
-    return rows
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield json.loads(file.metadata()["text_hashes"]), file
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: unreadable cache of embeddings ({error}); delete the file") from error
 
 
 def write_cached(folder: Path, names: Sequence[str], matrix: Float[np.ndarray, "texts width"]) -> None:

@@ -117,8 +117,7 @@ class HistoryAndAttentionEstimator(Estimator):
 
     def predict(self, policy_version: int) -> SuccessEstimate:
         """Put prior and record together."""
-        size = len(self._index)
-        prior, figures = self._prior(policy_version, np.arange(size))
+        prior, figures = self._prior(policy_version)
         best, half_life = np.unravel_index(int(np.argmax(self._scores - self._doubts)), self._scores.shape)
         kappa = float(self._kappas[best])
         successes, trials = self._record.at(policy_version, int(half_life))
@@ -173,12 +172,12 @@ class HistoryAndAttentionEstimator(Estimator):
         self._scores = np.exp2(-1 / self.config.choice_half_life) * self._scores + batch
 
     def _prior(
-        self, policy_version: int, positions: Int[np.ndarray, "n"]
+        self, policy_version: int, positions: Int[np.ndarray, "n"] | None = None
     ) -> tuple[Float[np.ndarray, "n"], Mapping[str, float]]:
-        """Give what attention says of some questions, with its figures; 0.5 and none without references."""
+        """Give what attention says of some questions, or all, with its figures; 0.5 without references."""
         references = self._references.at(policy_version)
         if not len(references):
-            return np.full(len(positions), 0.5), {}
+            return np.full(len(self._index if positions is None else positions), 0.5), {}
         predicted = self._predictor.predict(references, positions)
         return predicted.mean, predicted.figures
 

@@ -71,8 +71,8 @@ class PolicyProbeEstimator(Estimator):
         """Embed the pool once."""
         self._index = PoolIndex(questions, "policy_probe")
         embedder = embedder_of(self.config.embeddings, encode_with_policy, self.context)
-        embeddings = embed([question.text for question in questions], embedder, self.context)
-        self._features = attention_math.centre_and_normalise(embeddings)
+        self._features = embed([question.text for question in questions], embedder, self.context)
+        attention_math.centre_and_normalise(self._features)
         self._groups = TrainingReferences(len(questions), self.config.max_groups, self.config.half_life)
 
     def observe(self, observation: Observation) -> None:
