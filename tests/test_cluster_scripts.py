@@ -82,22 +82,20 @@ def test_the_processes_of_two_machines_meet_and_do_one_run(slurm, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_task_of_a_sweep_does_the_run_of_its_line(slurm, tmp_path):
-    (tmp_path / "sweep.yaml").write_text(
-        "recipe: small.yaml\nseeds: [0, 1]\naxes: {reward: {pattern: {reward: {type: exact_match, "
-        'answer_pattern: ":([0-9]+)"}}}}\n'
-    )
-    commands = subprocess.run(
-        [sys.executable, "-m", "dteframe", "sweep", "sweep.yaml", "--resume"],
+def test_a_task_of_a_printed_job_array_does_the_run_of_its_number(slurm, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("recipe: small.yaml\nseeds: [0, 1]\n")
+    script = subprocess.run(
+        [sys.executable, "-m", "dteframe", "sweep", "sweep.yaml", "--executor", "slurm", "--jobs", "3"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    (tmp_path / "commands.txt").write_text(commands)
+    assert "#SBATCH --array=1-2%3\n" in script
+    (tmp_path / "array.sh").write_text(script)
     one = {**slurm, "SLURM_JOB_NUM_NODES": "1"}
-    done = submitted("slurm_sweep.sh", {**one, "SLURM_ARRAY_TASK_ID": "2"}, "commands.txt")
+    done = submitted(tmp_path / "array.sh", {**one, "SLURM_ARRAY_TASK_ID": "2"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [commands.splitlines()[1], "runs/sweep/pattern-s1"]
-    beyond = submitted("slurm_sweep.sh", {**one, "SLURM_ARRAY_TASK_ID": "3"}, "commands.txt")
-    assert (beyond.returncode, beyond.stderr) == (2, "commands.txt: has no line 3; give --array 1-2\n")
+    command, folder = done.stdout.splitlines()
+    assert command == "dteframe run small.yaml name=sweep-s1 seed=1 --runs runs/sweep --resume"
+    assert folder == "runs/sweep/sweep-s1"

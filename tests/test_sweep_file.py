@@ -79,6 +79,26 @@ def dteframe_does(*words):
 # What runs there are
 
 
+COMPARED = SWEEP + "comparison: {axis: arm, baseline: grpo}\n"
+
+
+def test_a_comparison_has_its_defaults(sweep_file):
+    comparison = loaded(sweep_file(COMPARED)).comparison
+    assert (comparison.target_budget_fraction, comparison.trailing_evaluations) == (0.8, 3)
+
+
+def test_a_comparison_along_an_axis_that_is_not_there_is_refused(sweep_file):
+    assert refusal(sweep_file(COMPARED.replace("axis: arm", "axis: arms"))) == [
+        "sweeps/mine.yaml:15:20: comparison.axis: there is no axis 'arms'; did you mean 'arm'?"
+    ]
+
+
+def test_a_comparison_with_a_baseline_that_is_no_variant_is_refused(sweep_file):
+    assert refusal(sweep_file(COMPARED.replace("baseline: grpo", "baseline: sft"))) == [
+        "sweeps/mine.yaml:15:35: comparison.baseline: axis 'arm' has no variant 'sft'; variants: grpo, dots_rr"
+    ]
+
+
 def test_runs_are_the_product_of_the_axes_and_the_seeds(sweep_file):
     sweep = loaded(sweep_file())
     assert [run.name for run in sweep.runs] == [
@@ -201,7 +221,7 @@ def test_name_and_seed_cannot_be_overridden_for_all_runs(sweep_file):
 def test_a_recipe_is_no_sweep_and_a_sweep_is_no_recipe(sweep_file):
     path = sweep_file()
     assert refusal(Path("base.yaml")) == [
-        "base.yaml: is no sweep file; a sweep has the keys recipe, seeds, overrides, axes"
+        "base.yaml: is no sweep file; a sweep has the keys recipe, seeds, overrides, axes, comparison"
     ]
     done = dteframe_does("run", path)
     assert (done.exit_code, done.stderr) == (
@@ -248,7 +268,8 @@ def test_a_recipe_whose_path_has_an_equals_sign_is_no_override(sweep_file):
 
 
 def test_sweep_prints_one_command_per_run_and_runs_nothing(sweep_file):
-    done = dteframe_does("sweep", sweep_file(), "training.max_steps=1", "--resume", "--processes", 2)
+    words = ("training.max_steps=1", "--executor", "commands", "--processes", 2)
+    done = dteframe_does("sweep", sweep_file(), *words)
     assert (done.exit_code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) == 8
@@ -257,14 +278,13 @@ def test_sweep_prints_one_command_per_run_and_runs_nothing(sweep_file):
         "'estimator={type: none}' 'selector={type: uniform}' 'replay={type: none}' training.max_steps=1 "
         "--runs runs/mine --resume --processes 2"
     )
-    assert not Path("runs").exists()
+    assert [path.name for path in Path("runs/mine").iterdir()] == ["sweep.json"]
 
 
 def test_sweep_as_json_has_the_words_and_the_variants(sweep_file):
-    runs = json.loads(dteframe_does("sweep", sweep_file(), "--json", "--runs", "elsewhere").stdout)
-    assert [shlex.join(run["command"]) for run in runs] == dteframe_does(
-        "sweep", "sweeps/mine.yaml", "--runs", "elsewhere"
-    ).stdout.splitlines()
+    words = ("sweep", sweep_file(), "--runs", "elsewhere", "--executor", "commands")
+    runs = json.loads(dteframe_does(*words, "--json").stdout)
+    assert [shlex.join(run["command"]) for run in runs] == dteframe_does(*words).stdout.splitlines()
     assert (runs[3]["name"], runs[3]["seed"]) == ("small-dots_rr-s7", 7)
     assert runs[3]["variants"] == {"model": "small", "arm": "dots_rr"}
 
@@ -283,7 +303,7 @@ def test_printed_commands_are_good_for_a_shell(sweep_file):
     Path("bin").mkdir()
     Path("bin/dteframe").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{PRINT_WORDS}" "$@"\n')
     Path("bin/dteframe").chmod(0o755)
-    printed = dteframe_does("sweep", path).stdout
+    printed = dteframe_does("sweep", path, "--executor", "commands").stdout
     done = subprocess.run(
         ["sh"],
         input=printed,
@@ -294,7 +314,7 @@ def test_printed_commands_are_good_for_a_shell(sweep_file):
     )
     words = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(printed.splitlines()) == 8
-    assert [tuple(line[2:-2]) for line in words] == [run.overrides for run in loaded(path).runs]
+    assert [tuple(line[2:-3]) for line in words] == [run.overrides for run in loaded(path).runs]
 
 
 PRINT_WORDS = "import json, sys; print(json.dumps(sys.argv[1:]))"

@@ -9,8 +9,9 @@ import typer
 import dteframe
 from dteframe.cli.estimator import evaluate
 from dteframe.cli.plugins import check, list_all_plugins, new
-from dteframe.cli.recipes import plan, schema, sweep, validate
+from dteframe.cli.recipes import plan, schema, validate
 from dteframe.cli.run import run
+from dteframe.cli.sweep import sweep
 
 app = typer.Typer(
     help="Data-efficient reinforcement fine-tuning of language models.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -76,51 +75,6 @@ def plan(  # noqa: PLR0913  # one parameter per option of the command
             typer.echo(as_json_text({**plain(work), "memory": memory, "device_bytes": available}))
         else:
             typer.echo(f"{plan_text(work)}\n{memory_text(memory, available)}")
-
-
-def sweep(  # noqa: PLR0913  # one parameter per option of the command
-    sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep's YAML file.")],
-    overrides: Overrides = None,
-    runs: Annotated[
-        Path | None,
-        typer.Option(
-            "--runs",
-            metavar="DIR",
-            help="Where run folders will be.",
-            show_default="runs/ and the file's name",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Print commands that go on from checkpoints.")
-    ] = False,
-    processes: Annotated[
-        int | None, typer.Option("--processes", metavar="N", min=1, help="Let each run have N processes.")
-    ] = None,
-    plugins: PluginPaths = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Print one shell command per run of a sweep, after checking all of them; nothing is run.
-
-    The commands stand for themselves, one a line, in any order: pipe them to a shell, to xargs, or to the
-    tasks of a job array. Paths are seen from this folder.
-    """
-    from dteframe.recipe.sweep import load_sweep
-
-    with telling_errors(debug):
-        loaded = load_sweep(sweep_file, overrides or (), lambda recipe: load_registry(plugins, near=recipe))
-        say(loaded.notes)
-        options = ["--runs", str(runs or Path("runs") / sweep_file.stem), *(["--resume"] if resume else [])]
-        if processes is not None:
-            options += ["--processes", str(processes)]
-        for path in plugins or ():
-            options += ["--plugins", str(path)]
-        commands = [["dteframe", "run", str(loaded.recipe), *run.overrides, *options] for run in loaded.runs]
-        if as_json:
-            pairs = zip(loaded.runs, commands, strict=True)
-            typer.echo(as_json_text([{**plain(run), "command": command} for run, command in pairs]))
-        else:
-            typer.echo("\n".join(shlex.join(command) for command in commands))
 
 
 def schema(

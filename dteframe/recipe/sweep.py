@@ -19,7 +19,8 @@ from dteframe.recipe.draft import Draft, read_draft
 from dteframe.recipe.flow import override_value
 from dteframe.recipe.loader import load_recipe
 from dteframe.recipe.messages import UNKNOWN_KEY, nearest, read_config
-from dteframe.recipe.sweep_config import SweepConfig, is_sweep
+from dteframe.recipe.schema import Recipe
+from dteframe.recipe.sweep_config import ComparisonConfig, SweepConfig, is_sweep
 from dteframe.registry import Registry
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*")
@@ -42,6 +43,8 @@ class SweepRun:
     """Of each axis, the variant of this run."""
     overrides: tuple[str, ...]
     """``key=value`` words, name and seed first; those of a later axis come later."""
+    recipe: Recipe
+    """What is run, all overrides laid over the base recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Sweep:
     """The base recipe's file, as it is typed in the present folder."""
     runs: tuple[SweepRun, ...]
     """Seeds change fastest, then the variants of the last axis."""
+    comparison: ComparisonConfig | None
+    """How the runs are to be compared, if the file says so."""
     notes: tuple[str, ...]
     """What a user should know of the runs' recipes; each once, with the runs that it is about."""
 
@@ -97,20 +102,22 @@ def load_sweep(path: Path, overrides: Sequence[str], registry_near: RegistryNear
     told = _Told(draft)
     runs = []
     registry = registry_near(recipe)
-    for run, settings in _product(path.stem, config):
-        words = (*run.overrides, *overrides)
-        runs.append(SweepRun(run.name, run.seed, run.variants, words))
-        told.begin(run.name, settings)
+    for combination in _product(path.stem, config):
+        words = (*combination.words, *overrides)
+        told.begin(combination.name, combination.settings)
         try:
             loaded = load_recipe(recipe, words, registry)
         except RecipeError as error:
             told.problems(error.problems)
         else:
             told.notes(loaded.notes)
+            runs.append(
+                SweepRun(combination.name, combination.seed, combination.variants, words, loaded.recipe)
+            )
     problems = [*_sorted_problems(draft), *_override_problems(overrides), *told.all_problems()]
     if problems:
         raise RecipeError(problems)
-    return Sweep(path, recipe, tuple(runs), tuple(told.all_notes()))
+    return Sweep(path, recipe, tuple(runs), config.comparison, tuple(told.all_notes()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,17 @@ class _Setting:
     @property
     def word(self) -> str:
         return f"{self.key}={override_value(self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Combination:
+    """One variant of each axis, and a seed."""
+
+    name: str
+    seed: int
+    variants: Mapping[str, str]
+    words: tuple[str, ...]
+    settings: Sequence[_Setting]
 
 
 def _config(draft: Draft) -> SweepConfig | None:
@@ -147,6 +165,7 @@ def _config(draft: Draft) -> SweepConfig | None:
         if seed in found.seeds[:index]:
             draft.report(("seeds", index), f"{seed} is given twice; delete one of the two")
     _check_names(draft, found)
+    _check_comparison(draft, found)
     _check_keys(draft, found)
     return found if len(draft.problems) == num_problems else None
 
@@ -160,6 +179,20 @@ def _check_names(draft: Draft, config: SweepConfig) -> None:
             if not VARIANT_NAME.fullmatch(str(path[-1])):
                 what = f"{path[-1]!r} cannot be part of a run's name; use letters, digits, '.' and '_'"
                 draft.report(path, what, about_key=True)
+
+
+def _check_comparison(draft: Draft, config: SweepConfig) -> None:
+    comparison = config.comparison
+    if comparison is None:
+        return
+    if comparison.axis not in config.axes:
+        hint = nearest(comparison.axis, list(config.axes)) or f"axes: {', '.join(config.axes) or 'none'}"
+        draft.report(("comparison", "axis"), f"there is no axis {comparison.axis!r}; {hint}")
+    elif comparison.baseline not in config.axes[comparison.axis]:
+        variants = config.axes[comparison.axis]
+        hint = nearest(comparison.baseline, list(variants)) or f"variants: {', '.join(variants)}"
+        what = f"axis {comparison.axis!r} has no variant {comparison.baseline!r}; {hint}"
+        draft.report(("comparison", "baseline"), what)
 
 
 def _check_keys(draft: Draft, config: SweepConfig) -> None:
@@ -203,8 +236,8 @@ def _settings(path: KeyPath, changes: Mapping[str, Any]) -> list[_Setting]:
     return [_Setting(key, value, (*path, key)) for key, value in changes.items()]
 
 
-def _product(stem: str, config: SweepConfig) -> Iterator[tuple[SweepRun, list[_Setting]]]:
-    """Make the runs, each with the settings of its variants."""
+def _product(stem: str, config: SweepConfig) -> Iterator[_Combination]:
+    """Combine variants and seeds, each with the settings of its variants."""
     common = _settings(("overrides",), config.overrides)
     for chosen in itertools.product(*config.axes.values()):
         variants = dict(zip(config.axes, chosen, strict=True))
@@ -214,7 +247,7 @@ def _product(stem: str, config: SweepConfig) -> Iterator[tuple[SweepRun, list[_S
         for seed in config.seeds:
             name = "-".join([*(chosen or (stem,)), f"s{seed}"])
             words = (f"name={override_value(name)}", f"seed={seed}", *(item.word for item in settings))
-            yield SweepRun(name, seed, variants, words), settings
+            yield _Combination(name, seed, variants, words, settings)
 
 
 class _Told:

@@ -10,6 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from dteframe.recipe.schema import TOP_LEVEL
 
 
+class ComparisonConfig(BaseModel):
+    """How the arms of a sweep are held against each other: fixed before the runs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    axis: str
+    """The axis whose variants are the arms; runs that differ in another axis or in their seed are not
+    compared."""
+    baseline: str
+    """The variant that the others are measured against, and that sets the target."""
+    target_budget_fraction: float = Field(default=0.8, gt=0, le=1)
+    """The target is the baseline's success rate after this share of its steps, seed by seed."""
+    trailing_evaluations: int = Field(default=3, ge=1)
+    """Success rates are means over so many evaluations."""
+
+
 class SweepConfig(BaseModel):
     """The keys of a sweep file."""
 
@@ -23,6 +39,8 @@ class SweepConfig(BaseModel):
     """What all runs change in the base recipe: dotted keys and their values."""
     axes: dict[str, dict[str, dict[str, Any]]] = {}
     """By name, what is varied: for each axis its variants by name, and for each variant its overrides."""
+    comparison: ComparisonConfig | None = None
+    """How ``dteframe compare`` compares the runs."""
 
 
 def is_sweep(values: Mapping[str, Any]) -> bool:

@@ -1,0 +1,149 @@
+"""The commands for many runs: do a sweep, and compare its arms."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+from dteframe.cli.options import AsJson, Debug, Overrides, PluginPaths
+from dteframe.cli.talk import INTERRUPTED, as_json_text, say, telling_errors
+from dteframe.engine.run_folder import locked
+from dteframe.experiments.ray_jobs import do_on_ray
+from dteframe.experiments.slurm_script import slurm_script
+from dteframe.experiments.sweep_jobs import Job, Outcome, do_locally, jobs_of, write_sweep_file
+from dteframe.plan_text import Workload, workload
+from dteframe.recipe.sweep import load_sweep
+from dteframe.registry import load_registry
+
+Executor: TypeAlias = Literal["local", "ray", "slurm", "commands"]
+
+
+def sweep(  # noqa: PLR0913  # one parameter per option of the command
+    sweep_file: Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep's YAML file.")],
+    overrides: Overrides = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            "--runs",
+            metavar="DIR",
+            help="Where run folders are.",
+            show_default="runs/ and the file's name",
+        ),
+    ] = None,
+    executor: Annotated[
+        Executor,
+        typer.Option(
+            "--executor",
+            help="Where runs are done: here, on a Ray cluster, or by what is printed: a job array for "
+            "SLURM, or a shell command per run.",
+        ),
+    ] = "local",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            metavar="N",
+            min=1,
+            help="Runs at a time.",
+            show_default="one here, as many as fit elsewhere",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", metavar="N", min=1, help="Let each run have N processes.")
+    ] = None,
+    cpus: Annotated[
+        int, typer.Option("--cpus", metavar="N", min=1, help="Cores that a run asks of a cluster.")
+    ] = 1,
+    gpus: Annotated[
+        int, typer.Option("--gpus", metavar="N", min=0, help="GPUs that a run asks of a cluster.")
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the runs and their size; do none.")
+    ] = False,
+    plugins: PluginPaths = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Do all runs of a sweep, after checking all of them; the same command goes on where it stopped.
+
+    Each run is a process of its own, whose talk goes to DIR/logs. A run that fails is tried once more, from
+    its newest checkpoint. The folder is printed; DIR/sweep.json says what the runs are, for dteframe compare.
+    """
+    with telling_errors(debug):
+        loaded = load_sweep(sweep_file, overrides or (), lambda recipe: load_registry(plugins, near=recipe))
+        say(loaded.notes)
+        folder = runs or Path("runs") / sweep_file.stem
+        options = [] if processes is None else ["--processes", str(processes)]
+        options += [word for path in plugins or () for word in ("--plugins", str(path))]
+        to_do = jobs_of(loaded, folder, options)
+        if dry_run:
+            sizes = [workload(run.recipe) for run in loaded.runs]
+            lines = [_dry_line(job, size) for job, size in zip(to_do, sizes, strict=True)]
+            typer.echo(as_json_text(sizes) if as_json else "\n".join(lines))
+            return
+        write_sweep_file(loaded, folder)
+        commands = [["dteframe", *job.words] for job in to_do]
+        if executor == "commands":
+            pairs = zip(loaded.runs, commands, strict=True)
+            described = [
+                {"name": run.name, "seed": run.seed, "variants": run.variants, "command": command}
+                for run, command in pairs
+            ]
+            typer.echo(as_json_text(described) if as_json else "\n".join(map(shlex.join, commands)))
+        elif executor == "slurm":
+            typer.echo(slurm_script(sweep_file.stem, commands, jobs, cpus, gpus), nl=False)
+        else:
+            tell = _teller(len(to_do))
+            with locked(folder):
+                if executor == "ray":
+                    outcomes = do_on_ray(to_do, jobs, cpus, gpus, tell)
+                else:
+                    outcomes = do_locally(to_do, jobs or 1, tell)
+            typer.echo(as_json_text(outcomes) if as_json else folder)
+            _end(outcomes)
+
+
+def _dry_line(job: Job, size: Workload) -> str:
+    """Say what a run would take."""
+    state = "finished" if job.is_finished() else "to do"
+    return (
+        f"{job.name}: {state}; {size.max_steps} steps, {size.total_fresh_rollouts_at_least:,} to "
+        f"{size.total_fresh_rollouts_at_most + size.total_reference_rollouts:,} rollouts for training, "
+        f"{size.total_evaluation_rollouts_at_most:,} for evaluation, "
+        f"{size.generated_tokens_at_most:,} tokens at most"
+    )
+
+
+def _teller(num_runs: int) -> Callable[[Outcome], None]:
+    """Make what says how each run ended, with a count."""
+    numbers = itertools.count(1)
+
+    def tell(outcome: Outcome) -> None:
+        how = {
+            "finished": f"finished in {outcome.seconds:.0f} s",
+            "was finished": "was finished before",
+            "failed": f"failed {outcome.num_attempts} times; {outcome.log} says why",
+            "interrupted": "was interrupted",
+        }[outcome.status]
+        again = " at the second attempt" if outcome.status == "finished" and outcome.num_attempts > 1 else ""
+        say([f"[{next(numbers)}/{num_runs}] {outcome.name}: {how}{again}"])
+
+    return tell
+
+
+def _end(outcomes: Sequence[Outcome]) -> None:
+    """Say what is not finished, and end with its exit code."""
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
+    num_interrupted = sum(outcome.status == "interrupted" for outcome in outcomes)
+    if failed:
+        say([f"{len(failed)} of {len(outcomes)} runs failed: {', '.join(failed)}"])
+    if num_interrupted:
+        say([f"{num_interrupted} of {len(outcomes)} runs are left; the same command goes on with them"])
+        raise typer.Exit(INTERRUPTED)
+    if failed:
+        raise typer.Exit(1)
