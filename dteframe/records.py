@@ -6,6 +6,7 @@ Numbers are called ``success_rate`` (in [0, 1], up is easier); *difficulty* is t
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -234,6 +235,16 @@ class BatchArithmetic:
     max_prompt_length: int
     max_completion_length: int
 
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What a selector makes of a round of fresh groups, once they are scored."""
+
+    accepted: tuple[str, ...]
+    """Questions whose groups may be trained on; those of the round's others are rejected."""
+    num_more: int = 0
+    """Questions to ask in another round of the same step; 0 is none, and nobody asks where none is missing."""
+
+
     @property
     def num_fresh(self) -> int:
         """Count the groups of a step that are generated, once replay runs."""
@@ -241,8 +252,8 @@ class BatchArithmetic:
 
     @property
     def questions_per_plan(self) -> int:
-        """Count the questions that a plan asks at most: all of its steps without replay."""
-        return self.questions_per_step * self.selection_interval
+        """Count the questions that a plan chooses at most: all of its steps without replay."""
+        return self.num_asked(self.questions_per_step) * self.selection_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +261,14 @@ class CreditedGroup:
     """A group with what each of its rollouts is worth."""
 
     group: Group
+    questions_per_group: float = 1.0
+    """Questions asked at first for each fresh group that a step wants: above 1 where the selector's review
+    rejects some."""
+
+    def num_asked(self, num_groups: int) -> int:
+        """Count the questions to ask at first so that, after the review, ``num_groups`` groups are left."""
+        # 1.1 x 10 is a little more than 11 in floats; without the margin 12 would be asked.
+        return math.ceil(num_groups * self.questions_per_group - 1e-9)
     advantages: Float[np.ndarray, "group"]
     is_replayed: bool
     staleness: int

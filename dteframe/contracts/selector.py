@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from dteframe.contracts.component import Component, PluginConfig
-from dteframe.records import BatchArithmetic, Selection, SuccessEstimate
+from dteframe.records import BatchArithmetic, Group, Observation, Review, Selection, SuccessEstimate
 
 
 class SelectorConfig(PluginConfig):
@@ -24,6 +25,14 @@ class SelectorConfig(PluginConfig):
     """Share of a choice that is drawn uniformly, whatever the estimate says: so that an estimator that learns
     from training groups sees more than what it expected."""
 
+    def questions_per_group(self) -> float:
+        """Say how many questions to ask at first for each group that a step wants; at least 1."""
+        return 1.0
+
+    def rounds_per_step(self) -> int:
+        """Bound the rounds of asking in a step, the first one included; at least 1."""
+        return 1
+
 
 class Selector(Component):
     """Which questions next?"""
@@ -32,6 +41,8 @@ class Selector(Component):
     config: SelectorConfig
     needs_estimate: ClassVar[bool] = True
     """False for a selector that ignores the estimate's numbers."""
+    reviews: ClassVar[bool] = False
+    """True for a selector whose ``review`` may reject groups; else it is never asked."""
 
     def start(self, arithmetic: BatchArithmetic) -> None:
         """Learn the run's sizes before the first selection."""
@@ -43,3 +54,22 @@ class Selector(Component):
         The estimate covers the questions that may be asked now: some of the pool may be missing.
         Raises ValueError if there are fewer than ``count``.
         """
+
+    def observe(self, observation: Observation) -> None:
+        """Take note of a step's measured training groups, rejected ones included; once a step.
+
+        The order of questions inside an observation must not matter.
+        """
+
+    def review(self, groups: Sequence[Group], num_missing: int) -> Review:
+        """Say which groups of a round may be trained on, and how many questions to ask in another round.
+
+        Groups that are accepted beyond ``num_missing`` are surplus: the first ones asked are trained on. The
+        engine asks for another round only while groups are missing and rounds are left; then the step trains
+        on fewer groups, and says so.
+
+        Args:
+            groups: of this round, scored, in the order of asking; not empty.
+            num_missing: groups that the step still wants, this round not counted; at least 1.
+        """
+        return Review(tuple(group.question_id for group in groups))

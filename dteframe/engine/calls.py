@@ -23,6 +23,7 @@ from dteframe.records import (
     Question,
     Questions,
     Sampling,
+    Review,
     Selection,
     SuccessEstimate,
 )
@@ -125,6 +126,17 @@ def select(
 
 
 def num_ready(replay: Replay, policy_version: int) -> int:
+def review(selector: Selector, groups: Sequence[Group], num_missing: int) -> Review:
+    """Ask which groups of a round may be trained on."""
+    with running(selector):
+        given = selector.review(groups, num_missing)
+    _insist(selector, "review()", given, Review)
+    _check_ids(selector, "review()", given.accepted, {group.question_id: group for group in groups})
+    if type(given.num_more) is not int or given.num_more < 0:
+        raise _broken(selector, f"review() asked for {given.num_more!r} more questions; must be 0 or more")
+    return given
+
+
     """Ask how many earlier groups could be drawn."""
     with running(replay):
         return replay.num_ready(policy_version)

@@ -53,9 +53,11 @@ class Sections:
 
     def arithmetic(self) -> BatchArithmetic | None:
         """Count what a step is made of, if the sections that decide it are valid."""
-        if self.training is None or self.estimator is None or self.rollout is None or self.replay is None:
+        if self.training is None or self.estimator is None or self.selector is None:
             return None
-        return batch_arithmetic(self.training, self.estimator, self.rollout, self.replays)
+        if self.rollout is None or self.replay is None:
+            return None
+        return batch_arithmetic(self.training, self.estimator, self.selector, self.rollout, self.replays)
 
 
 def contradictions(sections: Sections) -> Iterator[Contradiction]:
@@ -211,11 +213,13 @@ def _pool(
         )
         return
     if arithmetic.questions_per_plan > pool:
+        several = arithmetic.questions_per_group
         yield (
             ("training", "questions_per_step"),
             f"a plan asks {arithmetic.questions_per_plan} different questions (training.questions_per_step "
-            f"{training.questions_per_step} x training.selection_interval {training.selection_interval}), "
-            f"but {pool_words}",
+            f"{training.questions_per_step} x training.selection_interval {training.selection_interval}"
+            + (f" x {several:g} that the selector asks for each" if several > 1 else "")
+            + f"), but {pool_words}",
         )
     if arithmetic.reference_size > pool:
         yield (

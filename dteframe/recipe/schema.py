@@ -162,7 +162,7 @@ class Recipe:
 
     def arithmetic(self) -> BatchArithmetic:
         """Count what a step and a plan are made of."""
-        return batch_arithmetic(self.training, self.estimator, self.rollout, self.replays)
+        return batch_arithmetic(self.training, self.estimator, self.selector, self.rollout, self.replays)
 
     def to_yaml(self) -> str:
         """Write the recipe out with all defaults; it loads back to an equal one."""
@@ -199,7 +199,11 @@ for _tag, _pattern in SCALARS.items():
 
 
 def batch_arithmetic(
-    training: TrainingConfig, estimator: EstimatorConfig, rollout: RolloutConfig, replays: bool
+    training: TrainingConfig,
+    estimator: EstimatorConfig,
+    selector: SelectorConfig,
+    rollout: RolloutConfig,
+    replays: bool,
 ) -> BatchArithmetic:
     """Count what a step and a plan are made of.
 
@@ -231,6 +235,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
         for item in registry.of_kind(kind):
             _require_type(definitions, schema_of[item.config])
     properties: dict[str, Any] = HeadConfig.model_json_schema()["properties"]
+        questions_per_group=selector.questions_per_group(),
     properties["name"]["pattern"] = f"^{SAFE_NAME}$"
     properties["training"] = schema_of[TrainingConfig]
     for kind, contract in KINDS.items():
