@@ -67,7 +67,8 @@ class AnswerReport(StageReport):
 
     stage: ClassVar[str] = "answer"
     num_groups: int
-    """Fresh groups of the step, reused references among them."""
+    """Fresh groups asked for the step, reused references and those that a review rejected among them; the
+    figures below are of all of them."""
     num_shortfall_groups: int
     """Fresh groups that stand in for replayed ones that the buffer could not give."""
     reward_mean: float
@@ -122,6 +123,27 @@ class UpdateReport(StageReport):
     """Optimizer steps taken; a minibatch without any gradient takes none."""
     num_equal_reward_groups: int
     """Groups that were counted in the denominators but not run through the model."""
+@dataclass(frozen=True, slots=True)
+class ReviewReport(StageReport):
+    """What the selector made of a step's fresh groups; only of selectors that review."""
+
+    stage: ClassVar[str] = "review"
+    num_rounds: int
+    """Rounds of asking."""
+    num_asked: int
+    """Groups asked in all rounds."""
+    num_accepted: int
+    """Of these, trained on."""
+    num_rejected: int
+    """Of these, rejected: measured, observed and paid for, never trained on."""
+    num_surplus: int
+    """Of these, accepted when the step was full: offered to the replay buffer, else let go."""
+    num_missing: int
+    """Groups that the step lacks after its last round."""
+    unused_tokens: int
+    """Tokens generated for rejected and surplus groups; ``cost/unused_tokens`` sums them up."""
+
+
     num_forward_rows: int
     """Rollouts run forward with gradient, over all passes."""
     num_proximal_rows: int
@@ -203,6 +225,8 @@ class CostReport(StageReport):
     training_seconds: float
     """Wall-clock since the start without loading, evaluation and checkpoints: what time to target is counted
     in."""
+    unused_tokens: int
+    """Of these, in groups that a review rejected or that a step had no room for."""
     training_cpu_seconds: float
     """CPU time of the main process in the same: what a busy machine leaves alone."""
 

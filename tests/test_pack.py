@@ -93,13 +93,9 @@ def test_a_process_without_rows_gets_empty_micro_batches() -> None:
     assert split_alike(shared_out((), 2, None), 5, None) == [(), ()]
 
 
-def test_too_few_groups_for_the_minibatches_are_refused() -> None:
-    message = (
-        "1 groups cannot fill 2 minibatches; "
-        "lower objective.num_minibatches or raise training.questions_per_step"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        packed([credited("a")], num_minibatches=2)
+def test_there_are_never_more_minibatches_than_groups() -> None:
+    assert len(packed([credited("a")], num_minibatches=2)) == 1
+    assert packed([], num_minibatches=2) == ()
 
 
 def test_a_broken_log_prob_names_the_question_and_the_rollout() -> None:

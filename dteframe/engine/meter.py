@@ -22,6 +22,8 @@ class Meter:
         """Start at zero."""
         self.tokens: Counter[str] = Counter()
         self.rollouts: Counter[str] = Counter()
+        self.unused_tokens = 0
+        """Of those charged to ``train``, in groups that a selector's review kept out of their step."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Since the start of the run, by stage, ``other`` included."""
         self.training_cpu_seconds = 0.0
@@ -89,6 +91,7 @@ class Meter:
             "seconds": dict(self.seconds),
             "training_cpu_seconds": self.training_cpu_seconds,
         }
+            unused_tokens=self.unused_tokens,
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the counts of a checkpoint."""
@@ -96,3 +99,5 @@ class Meter:
         self.rollouts = Counter(state["rollouts"])
         self.seconds = defaultdict(float, state["seconds"])
         self.training_cpu_seconds = state["training_cpu_seconds"]
+            "unused_tokens": self.unused_tokens,
+        self.unused_tokens = state["unused_tokens"]

@@ -65,19 +65,14 @@ def pack(
     """Deal groups to minibatches of equal make-up.
 
     Args:
-        credited: the groups of a step; at least as many as minibatches.
-        num_minibatches: 1 or more.
+        credited: the groups of a step.
+        num_minibatches: 1 or more; with fewer groups there are as many minibatches as groups.
         equal_rewards_carry_gradient: whether groups of equal rewards are run too.
         rng: the only source of chance.
 
     Raises:
-        ValueError: there are too few groups, or a log-prob or advantage is not finite; names the question.
+        ValueError: a log-prob or advantage is not finite; names the question.
     """
-    if len(credited) < num_minibatches:
-        raise ValueError(
-            f"{len(credited)} groups cannot fill {num_minibatches} minibatches; "
-            "lower objective.num_minibatches or raise training.questions_per_step"
-        )
     rows: list[tuple[Row, ...]] = []
     num_rows = 0
     for item in credited:
@@ -85,7 +80,7 @@ def pack(
         rows.append(rows_of(item, num_rows) if is_run else ())
         num_rows += len(rows[-1])
     minibatches = []
-    for dealt in deal(credited, num_minibatches, rng):
+    for dealt in deal(credited, min(num_minibatches, len(credited)), rng):
         groups = tuple(credited[index] for index in dealt)
         minibatches.append(Minibatch(groups, tuple(row for index in dealt for row in rows[index])))
     return tuple(minibatches)

@@ -85,23 +85,24 @@ def make_plan(
         if references:
             with calls.running(parts.estimator):
                 parts.estimator.observe(observation_of(references, "reference"))
-        estimate = calls.predict(parts.estimator, version, setup.pool.train)
-    wanted = setup.arithmetic.num_replayed
+        estimate = setup.pool.in_order(calls.predict(parts.estimator, version, setup.pool.train))
+    arithmetic = setup.arithmetic
+    wanted = arithmetic.num_replayed
     num_replayed = wanted if calls.num_ready(parts.replay, version) >= wanted else 0
-    num_fresh = setup.arithmetic.questions_per_step - num_replayed
+    num_fresh = arithmetic.questions_per_step - num_replayed
     reusable = [
         group for group in references if group.is_informative and setup.recipe.training.reuse_references
     ]
     reused, surplus = reusable[:num_fresh], reusable[num_fresh:]
-    interval = setup.arithmetic.selection_interval
     with meter.stage("select"):
         candidates = estimate.without(frozenset(group.question_id for group in reused))
-        count = num_fresh * interval - len(reused)
+        first, later = arithmetic.num_asked(num_fresh - len(reused)), arithmetic.num_asked(num_fresh)
+        count = first + later * (arithmetic.selection_interval - 1)
         uses.note([group.question_id for group in reused], step)
         choice = choose(parts.selector, candidates, count, step, uses, setup.streams(step, "select"))
     chosen, estimate = choice.question_ids, replace(estimate, figures={**estimate.figures, **choice.figures})
-    plan = Plan(list(chosen), interval, num_replayed, estimate, reused, surplus)
-    estimate_of_chosen = restricted(estimate, chosen)
+    plan = Plan(list(chosen), arithmetic.selection_interval, num_replayed, estimate, reused, surplus)
+    estimate_of_chosen = estimate.restricted(chosen)
     figures = _figures(plan, estimate_of_chosen, references, last_estimate)
     report = PlanReport(
         step=step,

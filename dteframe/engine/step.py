@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from dteframe.engine import calls
-from dteframe.engine.answer import answer, observation_of, tell
-from dteframe.engine.choose import Uses, choose
+from dteframe.engine.answer import observation_of, tell
+from dteframe.engine.choose import Uses
 from dteframe.engine.member import Sync, Update
 from dteframe.engine.plan import Plan, agreement_with, make_plan
 from dteframe.engine.progress import Progress
+from dteframe.engine.rounds import Rounds, Spare, ask_in_rounds
 from dteframe.engine.setup import Setup
 from dteframe.records import CreditedGroup, Group
 from dteframe.reports import AnswerReport, ReplayReport, StageReport
@@ -27,23 +28,33 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
         reports.append(figures)
     plan = progress.plan
     reused, surplus = tuple(plan.reused), tuple(plan.surplus)
-    fresh_ids = plan.take(setup.arithmetic.questions_per_step - plan.num_replayed - len(reused))
+    num_wanted = setup.arithmetic.questions_per_step - plan.num_replayed - len(reused)
+    fresh_ids = plan.take(setup.arithmetic.num_asked(num_wanted))
     replayed, replay_report = _draw(setup, plan, step, fresh_ids)
-    shortfall_ids = _stand_ins(setup, plan, step, fresh_ids, replayed, progress.uses)
-    answered = answer(setup, fresh_ids + shortfall_ids, "train", step, setup.streams(step, "answers"))
-    fresh = reused + answered
+    num_stand_ins = plan.num_replayed - len(replayed)
+    spare = _spare(plan, fresh_ids, replayed, progress.uses)
+    num_more = setup.arithmetic.num_asked(num_wanted + num_stand_ins) - len(fresh_ids)
+    fresh_ids += spare.choose(setup, step, num_more, "stand_ins")
+    rounds = ask_in_rounds(setup, step, fresh_ids, num_wanted + num_stand_ins, spare)
+    fresh = (*reused, *rounds.accepted)
     with setup.meter.stage("replay"):
-        if answered:
+        if rounds.groups:
+            observation = observation_of(rounds.groups, "train")
             with calls.running(parts.estimator):
-                parts.estimator.observe(observation_of(answered, "train"))
+                parts.estimator.observe(observation)
+            with calls.running(parts.selector):
+                parts.selector.observe(observation)
         with calls.running(parts.replay):
-            parts.replay.offer([*surplus, *fresh])
+            parts.replay.offer([*surplus, *fresh, *rounds.surplus])
     with setup.meter.stage("update"):
         credited = [_credited(setup, group, step, is_replayed=False) for group in fresh]
         credited += [_credited(setup, group, step, is_replayed=True) for group in replayed]
         update = setup.together(Update(credited, setup.streams(step, "update")))
         setup.together(Sync())
-    reports += [_answer_report(plan, fresh, answered, len(shortfall_ids)), replay_report, update]
+    reports += [_answer_report(plan, reused, rounds, num_stand_ins), replay_report, update]
+    if parts.selector.reviews:
+        reports.append(rounds.report())
+        setup.meter.unused_tokens += rounds.num_unused_tokens
     plan.reused, plan.surplus = [], []
     plan.steps_left -= 1
     progress.step = step
@@ -72,23 +83,11 @@ def _draw(
     return groups, report
 
 
-def _stand_ins(
-    setup: Setup,
-    plan: Plan,
-    step: int,
-    fresh_ids: tuple[str, ...],
-    replayed: Sequence[Group],
-    uses: Uses,
-) -> tuple[str, ...]:
-    """Choose questions for groups that the buffer could not give: a step always has all its groups."""
-    shortfall = plan.num_replayed - len(replayed)
-    if shortfall == 0:
-        return ()
-    taken = {*fresh_ids, *plan.question_ids, *(group.question_id for group in [*plan.reused, *replayed])}
-    with setup.meter.stage("select"):
-        candidates = plan.estimate.without(frozenset(taken))
-        rng = setup.streams(step, "stand_ins")
-        return choose(setup.parts.selector, candidates, shortfall, step, uses, rng).question_ids
+def _spare(plan: Plan, fresh_ids: tuple[str, ...], replayed: Sequence[Group], uses: Uses) -> Spare:
+    """Give the questions that neither this step nor the next ones of its plan have already."""
+    groups = [*plan.reused, *replayed]
+    taken = {*fresh_ids, *plan.question_ids, *(group.question_id for group in groups)}
+    return Spare(plan.estimate, taken, uses)
 
 
 def _credited(setup: Setup, group: Group, step: int, *, is_replayed: bool) -> CreditedGroup:
@@ -96,9 +95,8 @@ def _credited(setup: Setup, group: Group, step: int, *, is_replayed: bool) -> Cr
     return CreditedGroup(group, advantages, is_replayed, staleness=step - 1 - group.policy_version)
 
 
-def _answer_report(
-    plan: Plan, fresh: tuple[Group, ...], answered: tuple[Group, ...], num_stand_ins: int
-) -> AnswerReport:
+def _answer_report(plan: Plan, reused: tuple[Group, ...], rounds: Rounds, num_stand_ins: int) -> AnswerReport:
+    fresh, answered = (*reused, *rounds.groups), tuple(rounds.groups)
     rewards = np.concatenate([group.rewards for group in fresh])
     lengths = [len(completion.token_ids) for group in fresh for completion in group.completions]
     cut = [completion.finish_reason == "length" for group in fresh for completion in group.completions]

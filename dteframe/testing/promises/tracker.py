@@ -221,6 +221,7 @@ def _time() -> TimeReport:
 def _cost() -> CostReport:
     return CostReport(
         train_tokens=100,
+        unused_tokens=10,
         reference_tokens=50,
         evaluation_tokens=25,
         train_rollouts=8,
