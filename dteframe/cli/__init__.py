@@ -11,7 +11,7 @@ from dteframe.cli.estimator import evaluate
 from dteframe.cli.plugins import check, list_all_plugins, new
 from dteframe.cli.recipes import plan, schema, validate
 from dteframe.cli.run import run
-from dteframe.cli.sweep import sweep
+from dteframe.cli.sweep import compare, sweep
 
 app = typer.Typer(
     help="Data-efficient reinforcement fine-tuning of language models.",
@@ -24,6 +24,7 @@ app.command()(run)
 app.command()(validate)
 app.command()(plan)
 app.command()(sweep)
+app.command()(compare)
 app.command(name="plugins")(list_all_plugins)
 app.command()(schema)
 app.command()(check)

@@ -13,11 +13,17 @@ import typer
 from dteframe.cli.options import AsJson, Debug, Overrides, PluginPaths
 from dteframe.cli.talk import INTERRUPTED, as_json_text, say, telling_errors
 from dteframe.engine.run_folder import locked
+from dteframe.errors import DTEFrameError
 from dteframe.experiments.ray_jobs import do_on_ray
+from dteframe.experiments.run_curves import read_runs
 from dteframe.experiments.slurm_script import slurm_script
+from dteframe.experiments.speedup import compare_runs
+from dteframe.experiments.speedup_plots import write_plots
+from dteframe.experiments.speedup_text import speedup_text
 from dteframe.experiments.sweep_jobs import Job, Outcome, do_locally, jobs_of, write_sweep_file
 from dteframe.plan_text import Workload, workload
 from dteframe.recipe.sweep import load_sweep
+from dteframe.recipe.sweep_config import ComparisonConfig
 from dteframe.registry import load_registry
 
 Executor: TypeAlias = Literal["local", "ray", "slurm", "commands"]
@@ -106,6 +112,75 @@ def sweep(  # noqa: PLR0913  # one parameter per option of the command
                     outcomes = do_locally(to_do, jobs or 1, tell)
             typer.echo(as_json_text(outcomes) if as_json else folder)
             _end(outcomes)
+
+
+def compare(  # noqa: PLR0913  # one parameter per option of the command
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="A sweep's folder, or the folders of single runs.")
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline",
+            metavar="ARM",
+            help="The arm that the others are held against, where no sweep says it.",
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            "--target",
+            metavar="FRACTION",
+            min=0.0,
+            max=1.0,
+            help="Share of the baseline's steps after which its success rate is the target.",
+            show_default="the sweep's, else 0.8",
+        ),
+    ] = None,
+    trailing: Annotated[
+        int | None,
+        typer.Option(
+            "--trailing",
+            metavar="N",
+            min=1,
+            help="Evaluations whose mean is a success rate.",
+            show_default="the sweep's, else 3",
+        ),
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="Draw the curves into this folder.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the arms of a sweep: time, tokens, rollouts and steps to the success rate of the baseline.
+
+    Runs are paired by seed. One that never reaches the target counts at all that it paid. Of single runs the
+    name up to its last -s and number is the arm.
+    """
+    with telling_errors(debug):
+        read = read_runs(runs)
+        rules = _rules(read.comparison, baseline, target, trailing)
+        comparison = compare_runs(read, rules)
+        if plots is not None:
+            written = write_plots(read.curves, rules.baseline, rules.trailing_evaluations, plots)
+            say([f"drew {', '.join(map(str, written))}"])
+        typer.echo(as_json_text(comparison) if as_json else speedup_text(comparison))
+
+
+def _rules(
+    fixed: ComparisonConfig | None, baseline: str | None, target: float | None, trailing: int | None
+) -> ComparisonConfig:
+    """Take the sweep's rules, changed by the options, which is said; or make some of the options."""
+    if fixed is None and baseline is None:
+        raise DTEFrameError("compare: no sweep says what the baseline is; give --baseline ARM")
+    before = (fixed or ComparisonConfig(axis="arm", baseline=baseline or "")).model_dump()
+    given = {"baseline": baseline, "target_budget_fraction": target, "trailing_evaluations": trailing}
+    changes = {key: value for key, value in given.items() if value not in (None, before[key])}
+    if fixed is not None and changes:
+        told = ", ".join(f"{key} {before[key]} -> {value}" for key, value in changes.items())
+        say([f"note: not what was fixed before the runs: {told}"])
+    return ComparisonConfig.model_validate({**before, **changes})
 
 
 def _dry_line(job: Job, size: Workload) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from dteframe import hookimpl
@@ -84,9 +85,11 @@ def as_json_text(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Give the fields of a record, and the text of a path."""
+    """Give the fields of a record or an option section, and the text of a path."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, BaseModel):
+        return value.model_dump()
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")

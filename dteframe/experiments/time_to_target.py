@@ -91,14 +91,15 @@ class Interval:
     """A mean over paired seeds with its 95 % bootstrap interval."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    """None with a single pair, which says nothing about the spread."""
+    high: float | None
 
 
 def paired_interval(differences: Sequence[float], seed: int = 0) -> Interval:
     """Give the mean of paired differences and the percentile interval of means over resampled seeds.
 
-    With one seed the interval is all numbers, and it is much too narrow below about five.
+    It is too narrow below about five pairs.
 
     Raises:
         ValueError: there are no differences.
@@ -107,7 +108,7 @@ def paired_interval(differences: Sequence[float], seed: int = 0) -> Interval:
     if not len(values):
         raise ValueError("an interval needs at least one pair of runs")
     if len(values) == 1:
-        return Interval(float(values[0]), -np.inf, np.inf)
+        return Interval(float(values[0]), None, None)
     rng = np.random.default_rng(seed)
     means = values[rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])

@@ -1,0 +1,207 @@
+"""Compare arms: what runs wrote becomes shares saved, and nothing is dropped without a word."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from dteframe.cli import app
+from dteframe.errors import DTEFrameError
+from dteframe.experiments.run_curves import read_runs
+from dteframe.experiments.speedup import compare_runs
+from dteframe.recipe.sweep_config import ComparisonConfig
+
+RULES = ComparisonConfig(axis="arm", baseline="grpo", target_budget_fraction=0.8, trailing_evaluations=1)
+LINE = np.linspace(0.2, 0.7, 6)
+"""Success rates of a policy that learns evenly."""
+
+
+def write_run(folder, success_rates=LINE, seconds_a_step=1.0, max_steps=50, seed=0):
+    """Write what a run leaves: an evaluation every ten steps, a reference token for every four others."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"seed": seed, "training": {"max_steps": max_steps}}))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(0, 10 * len(success_rates)):
+            row = {
+                "step": step,
+                "cost/training_seconds": step * seconds_a_step,
+                "cost/training_cpu_seconds": step * seconds_a_step,
+                "cost/train_tokens": 80 * step,
+                "cost/reference_tokens": 20 * step,
+                "cost/train_rollouts": 8 * step,
+                "cost/reference_rollouts": 2 * step,
+                "time/step_seconds": seconds_a_step,
+                "time/update_seconds": seconds_a_step if step else 0.0,
+                "answer/informative_fraction": 0.5 if step else None,
+            }
+            if step % 10 == 0:
+                row["evaluation/success_rate"] = float(success_rates[step // 10])
+                row["evaluation/standard_error"] = 0.01
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def write_sweep(folder, arms, comparison=RULES):
+    """Write a sweep's folder; ``arms`` gives what ``write_run`` takes, by arm and seed."""
+    runs = []
+    for (arm, seed), options in arms.items():
+        name = f"{arm}-s{seed}"
+        runs.append({"name": name, "seed": seed, "variants": {"arm": arm}})
+        if options is not None:
+            write_run(folder / name, seed=seed, **options)
+    described = {"comparison": comparison and comparison.model_dump(), "runs": runs}
+    (folder / "sweep.json").write_text(json.dumps(described))
+    return folder
+
+
+@pytest.fixture
+def compared(tmp_path):
+    def of(arms):
+        return compare_runs(read_runs([write_sweep(tmp_path / "sweep", arms)]), RULES)
+
+    return of
+
+
+FAST = {"success_rates": np.array([0.2, 0.4, 0.6, 0.8, 0.9, 0.9])}
+"""Twice as steep as LINE."""
+
+
+def test_a_curve_twice_as_steep_saves_half_of_everything(compared):
+    (arm,) = compared({("grpo", 0): {}, ("dots", 0): FAST, ("grpo", 1): {}, ("dots", 1): FAST}).arms
+    for unit in ("seconds", "cpu_seconds", "tokens", "rollouts", "steps"):
+        saving = arm.savings[unit]
+        assert (saving.mean, saving.low, saving.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert (arm.verdict, arm.num_censored, arm.seeds) == ("faster", 0, (0, 1))
+    assert (arm.seconds_to_target, arm.baseline_seconds_to_target) == pytest.approx((20.0, 40.0))
+
+
+def test_steps_that_take_longer_cost_time_but_no_tokens(compared):
+    slow = {**FAST, "seconds_a_step": 3.0}
+    (arm,) = compared({("grpo", 0): {}, ("dots", 0): slow, ("grpo", 1): {}, ("dots", 1): slow}).arms
+    assert arm.savings["seconds"].mean == pytest.approx(-0.5)
+    assert arm.savings["tokens"].mean == pytest.approx(0.5)
+    assert arm.verdict == "slower"
+
+
+def test_a_run_that_never_reaches_the_target_counts_at_its_whole_budget(compared):
+    never = {"success_rates": np.full(6, 0.2)}
+    (arm,) = compared({("grpo", 0): {}, ("dots", 0): never}).arms
+    assert (arm.num_censored, arm.seconds_to_target) == (1, 50.0)
+    assert arm.savings["seconds"].mean == pytest.approx(1 - 50 / 40)
+    assert arm.verdict == "too few seeds"
+
+
+def test_equal_arms_show_no_gain(compared):
+    other = {"success_rates": LINE + np.array([0, 0.01, -0.01, 0.01, -0.01, 0.0])}
+    arms = {("grpo", 0): {}, ("dots", 0): other, ("grpo", 1): other, ("dots", 1): {}}
+    (arm,) = compared(arms).arms
+    assert arm.verdict == "no gain shown"
+
+
+def test_what_is_reached_when_the_baselines_time_is_up_is_compared(compared):
+    (arm,) = compared({("grpo", 0): {}, ("dots", 0): {**FAST, "seconds_a_step": 2.0}}).arms
+    assert arm.gain_at_equal_time.mean == pytest.approx(0.7 - 0.7)
+
+
+def test_time_is_said_by_purpose_and_references_by_their_share(compared):
+    (arm,) = compared({("grpo", 0): {}, ("dots", 0): FAST}).arms
+    assert arm.seconds_by_purpose == pytest.approx({"update": 20.0})
+    assert arm.reference_token_fraction == pytest.approx(0.2)
+
+
+def test_a_baseline_that_gains_less_than_noise_is_named(compared):
+    flat = {"success_rates": np.array([0.2, 0.205, 0.2, 0.21, 0.205, 0.2])}
+    (bed,) = compared({("grpo", 0): flat, ("dots", 0): FAST, ("grpo", 1): {}, ("dots", 1): FAST}).testbeds
+    assert bed.num_without_gain == 1
+    assert bed.uninformative_first == 0.5
+
+
+def test_incomplete_runs_and_seeds_without_a_baseline_are_left_out_by_name(compared):
+    comparison = compared(
+        {
+            ("grpo", 0): {},
+            ("dots", 0): FAST,
+            ("dots", 1): {"max_steps": 90},
+            ("dots", 2): FAST,
+            ("dots", 3): None,
+        }
+    )
+    assert comparison.left_out == (
+        "dots-s1: is not complete, its last evaluation is at step 50",
+        "dots-s3: has not begun",
+        "dots-s2: there is no complete run of 'grpo' with its seed",
+    )
+
+
+def test_single_runs_are_arms_by_their_names(tmp_path):
+    folders = [write_run(tmp_path / name) for name in ("grpo-s0", "dots-rr-s0")]
+    assert [curve.arm for curve in read_runs(folders).curves] == ["grpo", "dots-rr"]
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path):
+    with pytest.raises(DTEFrameError) as caught:
+        read_runs([tmp_path])
+    assert (
+        str(caught.value)
+        == f"{tmp_path}: is no folder of a run (recipe.yaml) or a sweep (sweep.json); name one"
+    )
+
+
+def test_a_baseline_that_is_not_there_is_refused(tmp_path):
+    runs = read_runs([write_run(tmp_path / "dots-s0")])
+    with pytest.raises(
+        DTEFrameError, match="no complete run of the baseline 'grpo'; arms with complete runs: dots"
+    ):
+        compare_runs(runs, RULES)
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path):
+    folder = write_run(tmp_path / "grpo-s0")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("{torn\n")
+    with pytest.raises(DTEFrameError, match=r"metrics.jsonl:61: is no JSON object"):
+        read_runs([folder])
+
+
+def compare(*words):
+    return CliRunner().invoke(app, ["compare", *map(str, words)])
+
+
+def test_the_command_prints_a_table_and_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = write_sweep(tmp_path / "sweep", {("grpo", 0): {}, ("dots", 0): FAST})
+    done = compare(folder, "--plots", tmp_path / "plots")
+    assert done.exit_code == 0, done.stderr
+    assert "dots" in done.stdout
+    assert "50%" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
+        "comparison.png",
+        "comparison.svg",
+    ]
+
+
+def test_rules_other_than_the_sweeps_are_said(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", {("grpo", 0): {}, ("dots", 0): FAST})
+    done = compare(folder, "--target", "0.5", "--json")
+    assert done.stderr == "note: not what was fixed before the runs: target_budget_fraction 0.8 -> 0.5\n"
+    assert json.loads(done.stdout)["rules"]["target_budget_fraction"] == 0.5
+
+
+def test_without_a_sweep_the_baseline_is_asked_for(tmp_path):
+    done = compare(write_run(tmp_path / "grpo-s0"))
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "compare: no sweep says what the baseline is; give --baseline ARM\n",
+    )
+
+
+def test_the_path_of_the_data_is_said_when_it_cannot_be_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = write_sweep(tmp_path / "sweep", {("grpo", 0): {}, ("dots", 0): FAST})
+    Path(tmp_path / "file").write_text("")
+    done = compare(folder, "--plots", tmp_path / "file")
+    assert done.exit_code == 1
+    assert "--plots" in done.stderr
