@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -219,6 +221,16 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class Review:
+    """What a selector makes of a round of fresh groups, once they are scored."""
+
+    accepted: tuple[str, ...]
+    """Questions whose groups may be trained on; those of the round's others are rejected."""
+    num_more: int = 0
+    """Questions to ask in another round of the same step; 0 is none, and nobody asks where none is missing."""
+
+
+@dataclass(frozen=True, slots=True)
 class BatchArithmetic:
     """How many of everything there is in a step and in a plan; what ``dteframe plan`` explains."""
 
@@ -234,16 +246,14 @@ class BatchArithmetic:
     """Reference questions rolled out per plan."""
     max_prompt_length: int
     max_completion_length: int
+    questions_per_group: float = 1.0
+    """Questions asked at first for each fresh group that a step wants: above 1 where the selector's review
+    rejects some."""
 
-@dataclass(frozen=True, slots=True)
-class Review:
-    """What a selector makes of a round of fresh groups, once they are scored."""
-
-    accepted: tuple[str, ...]
-    """Questions whose groups may be trained on; those of the round's others are rejected."""
-    num_more: int = 0
-    """Questions to ask in another round of the same step; 0 is none, and nobody asks where none is missing."""
-
+    def num_asked(self, num_groups: int) -> int:
+        """Count the questions to ask at first so that, after the review, ``num_groups`` groups are left."""
+        # 1.1 x 10 is a little more than 11 in floats; without the margin 12 would be asked.
+        return math.ceil(num_groups * self.questions_per_group - 1e-9)
 
     @property
     def num_fresh(self) -> int:
@@ -261,14 +271,6 @@ class CreditedGroup:
     """A group with what each of its rollouts is worth."""
 
     group: Group
-    questions_per_group: float = 1.0
-    """Questions asked at first for each fresh group that a step wants: above 1 where the selector's review
-    rejects some."""
-
-    def num_asked(self, num_groups: int) -> int:
-        """Count the questions to ask at first so that, after the review, ``num_groups`` groups are left."""
-        # 1.1 x 10 is a little more than 11 in floats; without the margin 12 would be asked.
-        return math.ceil(num_groups * self.questions_per_group - 1e-9)
     advantages: Float[np.ndarray, "group"]
     is_replayed: bool
     staleness: int

@@ -109,21 +109,6 @@ class ReplayReport(StageReport):
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateReport(StageReport):
-    """What the optimizer did."""
-
-    stage: ClassVar[str] = "update"
-    loss: float
-    """Mean loss of the step's optimizer steps."""
-    gradient_norm: float
-    """Mean norm of the gradient before clipping."""
-    learning_rate: float
-    """Learning rate of the last optimizer step."""
-    num_optimizer_steps: int
-    """Optimizer steps taken; a minibatch without any gradient takes none."""
-    num_equal_reward_groups: int
-    """Groups that were counted in the denominators but not run through the model."""
-@dataclass(frozen=True, slots=True)
 class ReviewReport(StageReport):
     """What the selector made of a step's fresh groups; only of selectors that review."""
 
@@ -144,6 +129,21 @@ class ReviewReport(StageReport):
     """Tokens generated for rejected and surplus groups; ``cost/unused_tokens`` sums them up."""
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateReport(StageReport):
+    """What the optimizer did."""
+
+    stage: ClassVar[str] = "update"
+    loss: float
+    """Mean loss of the step's optimizer steps."""
+    gradient_norm: float
+    """Mean norm of the gradient before clipping."""
+    learning_rate: float
+    """Learning rate of the last optimizer step."""
+    num_optimizer_steps: int
+    """Optimizer steps taken; a minibatch without any gradient takes none."""
+    num_equal_reward_groups: int
+    """Groups that were counted in the denominators but not run through the model."""
     num_forward_rows: int
     """Rollouts run forward with gradient, over all passes."""
     num_proximal_rows: int
@@ -210,6 +210,8 @@ class CostReport(StageReport):
     stage: ClassVar[str] = "cost"
     train_tokens: int
     """Tokens generated for training."""
+    unused_tokens: int
+    """Of these, in groups that a review rejected or that a step had no room for."""
     reference_tokens: int
     """Tokens generated for reference questions."""
     evaluation_tokens: int
@@ -225,8 +227,6 @@ class CostReport(StageReport):
     training_seconds: float
     """Wall-clock since the start without loading, evaluation and checkpoints: what time to target is counted
     in."""
-    unused_tokens: int
-    """Of these, in groups that a review rejected or that a step had no room for."""
     training_cpu_seconds: float
     """CPU time of the main process in the same: what a busy machine leaves alone."""
 

@@ -22,8 +22,8 @@ from dteframe.records import (
     Prompt,
     Question,
     Questions,
-    Sampling,
     Review,
+    Sampling,
     Selection,
     SuccessEstimate,
 )
@@ -125,7 +125,6 @@ def select(
     return tuple(selection.question_ids)
 
 
-def num_ready(replay: Replay, policy_version: int) -> int:
 def review(selector: Selector, groups: Sequence[Group], num_missing: int) -> Review:
     """Ask which groups of a round may be trained on."""
     with running(selector):
@@ -137,6 +136,7 @@ def review(selector: Selector, groups: Sequence[Group], num_missing: int) -> Rev
     return given
 
 
+def num_ready(replay: Replay, policy_version: int) -> int:
     """Ask how many earlier groups could be drawn."""
     with running(replay):
         return replay.num_ready(policy_version)

@@ -73,6 +73,7 @@ class Meter:
         total = sum(self.seconds.values())
         return CostReport(
             train_tokens=self.tokens["train"],
+            unused_tokens=self.unused_tokens,
             reference_tokens=self.tokens["reference"],
             evaluation_tokens=self.tokens["evaluation"],
             train_rollouts=self.rollouts["train"],
@@ -87,17 +88,16 @@ class Meter:
         """Give the counts."""
         return {
             "tokens": dict(self.tokens),
+            "unused_tokens": self.unused_tokens,
             "rollouts": dict(self.rollouts),
             "seconds": dict(self.seconds),
             "training_cpu_seconds": self.training_cpu_seconds,
         }
-            unused_tokens=self.unused_tokens,
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the counts of a checkpoint."""
         self.tokens = Counter(state["tokens"])
+        self.unused_tokens = state["unused_tokens"]
         self.rollouts = Counter(state["rollouts"])
         self.seconds = defaultdict(float, state["seconds"])
         self.training_cpu_seconds = state["training_cpu_seconds"]
-            "unused_tokens": self.unused_tokens,
-        self.unused_tokens = state["unused_tokens"]

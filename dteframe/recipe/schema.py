@@ -221,6 +221,7 @@ def batch_arithmetic(
         reference_size=estimator.num_references(),
         max_prompt_length=training.max_prompt_length,
         max_completion_length=rollout.max_completion_length,
+        questions_per_group=selector.questions_per_group(),
     )
 
 
@@ -235,7 +236,6 @@ def json_schema(registry: Registry) -> dict[str, Any]:
         for item in registry.of_kind(kind):
             _require_type(definitions, schema_of[item.config])
     properties: dict[str, Any] = HeadConfig.model_json_schema()["properties"]
-        questions_per_group=selector.questions_per_group(),
     properties["name"]["pattern"] = f"^{SAFE_NAME}$"
     properties["training"] = schema_of[TrainingConfig]
     for kind, contract in KINDS.items():
