@@ -68,15 +68,16 @@ def choose(
         chosen = calls.select(selector, estimate, count, rng)
         uses.note(chosen, step)
         return Choice(chosen, {})
-    names = sorted(estimate.question_ids)
-    waiting = [name for name in names if _is_waiting(name, config, uses, step)]
-    missing = count - (len(names) - len(waiting))
+    estimate = estimate.in_order()
+    used = [name for name in uses.last_step if _is_waiting(name, config, uses, step)]
+    waiting = [estimate.question_ids[place] for place in np.sort(estimate.places(used))]
+    missing = count - (len(estimate.question_ids) - len(waiting))
     order = sorted(waiting, key=lambda name: (_is_used_up(name, config, uses), uses.last_step[name]))
     brought_back = frozenset(order[: max(missing, 0)])
     free = estimate.without(frozenset(waiting) - brought_back)
     num_coverage = min(round(config.coverage_fraction * count), len(free.question_ids))
-    pool = sorted(free.question_ids)
-    covered = tuple(pool[place] for place in rng.choice(len(pool), num_coverage, replace=False))
+    places = rng.choice(len(free.question_ids), num_coverage, replace=False)
+    covered = tuple(free.question_ids[place] for place in places)
     chosen = calls.select(selector, free.without(frozenset(covered)), count - num_coverage, rng)
     mixed = [*chosen, *covered]
     mixed = [mixed[place] for place in rng.permutation(len(mixed))]
@@ -91,8 +92,7 @@ def _has_rules(config: SelectorConfig) -> bool:
 
 
 def _is_waiting(name: str, config: SelectorConfig, uses: Uses, step: int) -> bool:
-    last = uses.last_step.get(name)
-    return last is not None and (step - last < config.cooldown or _is_used_up(name, config, uses))
+    return step - uses.last_step[name] < config.cooldown or _is_used_up(name, config, uses)
 
 
 def _is_used_up(name: str, config: SelectorConfig, uses: Uses) -> bool:

@@ -6,14 +6,16 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Int
 
 from dteframe.contracts import Reward
 from dteframe.engine.calls import label, running
 from dteframe.errors import DataError
-from dteframe.records import Prompt, Question, Questions
+from dteframe.records import Prompt, Question, Questions, SuccessEstimate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +24,7 @@ NUM_NAMED = 3
 """Questions named in a warning about many."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for what is found once
 class Pool:
     """What can be asked, by id, in the dataset's order; no text is in both parts."""
 
@@ -30,6 +32,21 @@ class Pool:
     evaluation: Mapping[str, Question]
     left_out: Mapping[str, int]
     """Questions that were left out, counted by reason."""
+
+    def in_order(self, estimate: SuccessEstimate) -> SuccessEstimate:
+        """Put an estimate of all training questions into ascending order of ids, found only once."""
+        own, ascending, places = self._orders
+        if estimate.question_ids != own:
+            return estimate.in_order()
+        mean, evidence = estimate.mean[places], estimate.evidence[places]
+        return SuccessEstimate(ascending, mean, evidence, estimate.figures, is_ascending=True)
+
+    @cached_property
+    def _orders(self) -> tuple[tuple[str, ...], tuple[str, ...], Int[np.ndarray, "questions"]]:
+        """The training questions' ids as they stand, and ascending, with the place where each stands."""
+        own = tuple(self.train)
+        places = np.array(sorted(range(len(own)), key=own.__getitem__), np.int64)
+        return own, tuple(own[place] for place in places), places
 
     def fingerprint(self) -> str:
         """Hash ids, texts and answers: a run can only be resumed on the very same questions."""

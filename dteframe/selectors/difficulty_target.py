@@ -40,14 +40,14 @@ class DifficultyTargetSelector(Selector):
 
     def select(self, estimate: SuccessEstimate, count: int, rng: np.random.Generator) -> Selection:
         """Draw ``count`` questions without replacement, and shuffle them so that batches are alike."""
-        by_id = sorted(range(len(estimate.question_ids)), key=estimate.question_ids.__getitem__)
-        rates = np.asarray(estimate.mean, np.float64)[by_id]
+        estimate = estimate.in_order()
+        rates = np.asarray(estimate.mean, np.float64)
         if not np.isfinite(rates).all():
-            name = estimate.question_ids[by_id[int(np.argmin(np.isfinite(rates)))]]
+            name = estimate.question_ids[int(np.argmin(np.isfinite(rates)))]
             raise ValueError(f"difficulty_target: the estimate of question {name!r} is not a finite number")
         log_weights = -np.abs(rates - self.config.target_success_rate) / self.config.temperature
         chosen = rng.permutation(gumbel_top_k(log_weights, count, rng))
-        return Selection(tuple(estimate.question_ids[by_id[index]] for index in chosen))
+        return Selection(tuple(estimate.question_ids[index] for index in chosen))
 
 
 @hookimpl

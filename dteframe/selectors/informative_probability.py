@@ -48,11 +48,11 @@ class InformativeProbabilitySelector(Selector):
 
     def select(self, estimate: SuccessEstimate, count: int, rng: np.random.Generator) -> Selection:
         """Draw ``count`` questions without replacement, and shuffle them so that batches are alike."""
-        by_id = sorted(range(len(estimate.question_ids)), key=estimate.question_ids.__getitem__)
-        first, second = parameters(estimate.mean[by_id], estimate.evidence[by_id])
+        estimate = estimate.in_order()
+        first, second = parameters(estimate.mean, estimate.evidence)
         chances = mixed_probability(first, second, self._num_generations)
         chosen = rng.permutation(gumbel_top_k(chances / self.config.temperature, count, rng))
-        return Selection(tuple(estimate.question_ids[by_id[index]] for index in chosen))
+        return Selection(tuple(estimate.question_ids[index] for index in chosen))
 
 
 @hookimpl

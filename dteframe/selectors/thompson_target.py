@@ -33,12 +33,12 @@ class ThompsonTargetSelector(Selector):
         size = len(estimate.question_ids)
         if count > size:
             raise ValueError(f"thompson_target: asked for {count} of {size} questions; ask for fewer")
-        by_id = sorted(range(size), key=estimate.question_ids.__getitem__)
-        drawn = rng.beta(*parameters(estimate.mean[by_id], estimate.evidence[by_id]))
+        estimate = estimate.in_order()
+        drawn = rng.beta(*parameters(estimate.mean, estimate.evidence))
         distances = np.abs(drawn - self.config.target_success_rate)
         nearest = np.argpartition(distances, count - 1)[:count] if count else np.zeros(0, np.int64)
         chosen = rng.permutation(np.sort(nearest))
-        return Selection(tuple(estimate.question_ids[by_id[index]] for index in chosen))
+        return Selection(tuple(estimate.question_ids[index] for index in chosen))
 
 
 @hookimpl

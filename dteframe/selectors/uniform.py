@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, ClassVar, Literal, final
 
 import numpy as np
@@ -36,16 +37,18 @@ class UniformSelector(Selector):
 
     def select(self, estimate: SuccessEstimate, count: int, rng: np.random.Generator) -> Selection:
         """Choose uniformly among the questions not yet asked in this epoch."""
-        pool = sorted(estimate.question_ids)  # the order of the estimate must not matter
+        pool = estimate.in_order().question_ids
         if count > len(pool):
             raise ValueError(
                 f"uniform: asked for {count} of {len(pool)} questions; at most all of them can be given"
             )
-        shuffled = [pool[index] for index in rng.permutation(len(pool))]
-        chosen = [name for name in shuffled if name not in self._asked][:count]
+        order = rng.permutation(len(pool))
+        unasked = (pool[place] for place in order if pool[place] not in self._asked)
+        chosen = list(islice(unasked, count))
         if len(chosen) < count:
             finished = frozenset(chosen)
-            begun = [name for name in shuffled if name not in finished][: count - len(chosen)]
+            others = (pool[place] for place in order if pool[place] not in finished)
+            begun = list(islice(others, count - len(chosen)))
             self._asked = set(begun)
             chosen += begun
         else:
