@@ -205,12 +205,39 @@ class SuccessEstimate:
     figures: Mapping[str, float] = field(default_factory=dict)
     """The estimator's own figures about this estimate, such as ``leave_one_out_pearson``; reported as
     ``estimate/NAME``."""
+    is_ascending: bool = False
+    """Whether the ids ascend, as ``in_order`` makes them: a question is then found by bisection, however big
+    the pool."""
+
+    def in_order(self) -> SuccessEstimate:
+        """Put the questions into ascending order of ids: what is drawn then hangs on the ids alone."""
+        if self.is_ascending:
+            return self
+        places = sorted(range(len(self.question_ids)), key=self.question_ids.__getitem__)
+        ids = tuple(self.question_ids[place] for place in places)
+        return SuccessEstimate(ids, self.mean[places], self.evidence[places], self.figures, is_ascending=True)
+
+    def places(self, question_ids: Iterable[str]) -> Int[np.ndarray, "wanted"]:
+        """Find questions; those that are not there are left out."""
+        if self.is_ascending:
+            found = ((bisect_left(self.question_ids, name), name) for name in question_ids)
+            there = [place for place, name in found if self.question_ids[place : place + 1] == (name,)]
+        else:
+            index = {name: place for place, name in enumerate(self.question_ids)}
+            there = [index[name] for name in question_ids if name in index]
+        return np.array(there, np.int64)
 
     def without(self, question_ids: frozenset[str]) -> SuccessEstimate:
         """Leave some questions out."""
-        kept = [index for index, name in enumerate(self.question_ids) if name not in question_ids]
-        ids = tuple(self.question_ids[index] for index in kept)
-        return SuccessEstimate(ids, self.mean[kept], self.evidence[kept], self.figures)
+        is_kept = np.ones(len(self.question_ids), bool)
+        is_kept[self.places(question_ids)] = False
+        ids = tuple(compress(self.question_ids, is_kept.tobytes()))
+        return replace(self, question_ids=ids, mean=self.mean[is_kept], evidence=self.evidence[is_kept])
+
+    def restricted(self, question_ids: tuple[str, ...]) -> SuccessEstimate:
+        """Look some questions up, in the order given; all of them are there."""
+        places = self.places(question_ids)
+        return SuccessEstimate(question_ids, self.mean[places], self.evidence[places], self.figures)
 
 
 @dataclass(frozen=True, slots=True)

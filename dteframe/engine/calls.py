@@ -6,7 +6,7 @@ An exception of the component passes unchanged, with a note that names the compo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -83,7 +83,8 @@ def predict(estimator: Estimator, policy_version: int, known: Mapping[str, objec
     with running(estimator):
         estimate = estimator.predict(policy_version)
     _insist(estimator, "predict()", estimate, SuccessEstimate)
-    _check_ids(estimator, "predict()", estimate.question_ids, known, count=len(known))
+    if estimate.question_ids != tuple(known):  # The pool's own ids need no look at each.
+        _check_ids(estimator, "predict()", estimate.question_ids, known, count=len(known))
     for name, values in (("mean", estimate.mean), ("evidence", estimate.evidence)):
         _insist(estimator, "predict()", values, np.ndarray)
         if values.shape != (len(known),):
@@ -120,7 +121,8 @@ def select(
     with running(selector):
         selection = selector.select(estimate, count, rng)
     _insist(selector, "select()", selection, Selection)
-    known = dict.fromkeys(estimate.question_ids)
+    names = [name for name in selection.question_ids if isinstance(name, str)]
+    known = frozenset(estimate.question_ids[place] for place in estimate.places(names))
     _check_ids(selector, "select()", selection.question_ids, known, count=count)
     return tuple(selection.question_ids)
 
@@ -246,7 +248,7 @@ def _check_ids(
     component: Component,
     method: str,
     question_ids: Sequence[str],
-    known: Mapping[str, object],
+    known: Container[str],
     count: int | None = None,
 ) -> None:
     """Refuse unknown and repeated ids and, where ``count`` is given, another number of them."""

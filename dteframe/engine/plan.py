@@ -27,7 +27,7 @@ class Plan:
     num_replayed: int
     """Groups that each of its steps draws from the buffer: decided once, so that all its steps are alike."""
     estimate: SuccessEstimate
-    """Over the whole pool, as it was when the plan was made."""
+    """Over the whole pool, as it was when the plan was made, with ascending ids."""
     reused: list[Group]
     """Informative reference groups that the first step trains on as fresh ones."""
     surplus: list[Group]
@@ -60,6 +60,7 @@ class Plan:
             state["estimate_mean"],
             state["estimate_evidence"],
             state["estimate_figures"],
+            is_ascending=True,
         )
         return cls(
             list(state["question_ids"]),
@@ -115,20 +116,13 @@ def make_plan(
     return plan, figures
 
 
-def restricted(estimate: SuccessEstimate, question_ids: tuple[str, ...]) -> SuccessEstimate:
-    """Look some questions up, in the order given."""
-    place = {question_id: index for index, question_id in enumerate(estimate.question_ids)}
-    rows = np.array([place[question_id] for question_id in question_ids], dtype=np.int64)
-    return SuccessEstimate(question_ids, estimate.mean[rows], estimate.evidence[rows], estimate.figures)
-
-
 def agreement_with(
     estimate: SuccessEstimate | None, groups: tuple[Group, ...]
 ) -> tuple[float | None, float | None]:
     """Compare predictions with what was measured afterwards: correlation, mean squared difference."""
     if estimate is None or not groups or not estimate.evidence.any():
         return None, None
-    predicted = restricted(estimate, tuple(group.question_id for group in groups)).mean
+    predicted = estimate.restricted(tuple(group.question_id for group in groups)).mean
     measured = np.array([group.success_rate for group in groups])
     return pearson(predicted, measured), brier(predicted, measured)
 
