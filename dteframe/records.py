@@ -237,6 +237,7 @@ class SuccessEstimate:
     def restricted(self, question_ids: tuple[str, ...]) -> SuccessEstimate:
         """Look some questions up, in the order given; all of them are there."""
         places = self.places(question_ids)
+        assert len(places) == len(question_ids)
         return SuccessEstimate(question_ids, self.mean[places], self.evidence[places], self.figures)
 
 
