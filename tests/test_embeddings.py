@@ -86,6 +86,36 @@ def test_a_language_models_embedding_is_the_mean_of_its_last_hidden_states(conte
     assert found.dtype == np.float32
 
 
+def test_an_earlier_layers_embedding_is_the_mean_of_what_that_layer_gives(context, model_folder):
+    policy = tiny_policy(hidden_size=8, architecture="llama")
+    config = LanguageModelEmbeddings(path=str(model_folder), layer=1)
+    embedder = embedder_of(config, no_policy, context)
+    found = embed(TEXTS, embedder, context)
+    with torch.no_grad():
+        for text, row in zip(TEXTS, found, strict=True):
+            states = policy.module(
+                torch.tensor([policy.tokenizer(text)["input_ids"]]), output_hidden_states=True
+            ).hidden_states
+            np.testing.assert_allclose(row, states[1][0].mean(0), atol=1e-6)
+    assert embedder.id != embedder_of(LanguageModelEmbeddings(path=str(model_folder)), no_policy, context).id
+
+
+def test_a_layer_that_the_model_lacks_is_refused(context, model_folder):
+    config = LanguageModelEmbeddings(path=str(model_folder), layer=9)
+    with pytest.raises(DataError) as caught:
+        embed(TEXTS, embedder_of(config, no_policy, context), context)
+    assert str(caught.value) == f"{model_folder}: embeddings.layer is 9, the model has 2 layers"
+
+
+def test_bfloat16_embeddings_are_nearly_the_same_and_have_their_own_cache(context, model_folder):
+    exact = embedder_of(LanguageModelEmbeddings(path=str(model_folder)), no_policy, context)
+    quick = embedder_of(LanguageModelEmbeddings(path=str(model_folder), dtype="bfloat16"), no_policy, context)
+    assert exact.id != quick.id
+    rounded, full = embed(TEXTS, quick, context), embed(TEXTS, exact, context)
+    np.testing.assert_allclose(rounded, full, atol=0.05)
+    assert not np.array_equal(rounded, full)
+
+
 def test_a_sentence_embedding_has_length_one(context, model_folder):
     plain = embedder_of(LanguageModelEmbeddings(path=str(model_folder)), no_policy, context)
     sentence = embedder_of(SentenceEmbeddings(path=str(model_folder)), no_policy, context)
