@@ -37,6 +37,7 @@ def rollout_sampler(kind: str, policy: Policy, workload: Workload, folder: Path)
 
     from dteframe import Context, Prompt, Sampling
     from dteframe.registry import load_registry
+    from dteframe.testing.subject import in_order
 
     found = load_registry([]).get("rollout", kind)
     context = Context(folder, folder, "cpu", 0, lambda what, done, total: None, sys.stderr.write)
@@ -49,7 +50,7 @@ def rollout_sampler(kind: str, policy: Policy, workload: Workload, folder: Path)
 
     def sample(seed: int) -> int:
         seeds = [seed * len(prompts) + index for index in range(len(prompts))]
-        groups = rollout.generate(prompts, workload.num_generations, sampling, seeds)
+        groups = in_order(rollout.generate(prompts, workload.num_generations, sampling, seeds))
         return sum(len(completion.token_ids) for group in groups for completion in group)
 
     return sample

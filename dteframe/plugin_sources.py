@@ -39,6 +39,8 @@ BUILT_IN = (
     "dteframe.selectors.difficulty_target",
     "dteframe.selectors.informative_probability",
     "dteframe.selectors.thompson_target",
+    "dteframe.selectors.skip_zero_variance",
+    "dteframe.selectors.dynamic_sampling",
     "dteframe.replay.none",
     "dteframe.replay.fifo",
     "dteframe.rollouts.transformers",
@@ -64,6 +66,11 @@ class Origin:
     """The module's file, where it has one."""
     sha256: str | None
     """Hash of the module's source; of all Python files of a package."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file of the user's, and not of DTEFrame or of an installed package."""
+        return self.label != "built-in" and "(entry point " not in self.label
 
 
 Source = Callable[[], tuple[object, Origin]]

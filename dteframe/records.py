@@ -25,6 +25,11 @@ Message: TypeAlias = Mapping[str, str]
 """One chat message: ``{"role": "user", "content": "..."}``."""
 Purpose: TypeAlias = Literal["train", "reference", "evaluation"]
 """What a generated token is charged to."""
+RewardStatus: TypeAlias = Literal["scored", "unparseable", "timeout", "error"]
+"""What became of scoring a completion: a reward; no answer was found in it, which counts as 0; the reward
+took too long; it failed. The last two are *failures*."""
+FAILURES: tuple[RewardStatus, ...] = ("timeout", "error")
+"""The statuses of completions that no reward could score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,15 @@ class Group:
     purpose: Purpose
     reward_parts: Mapping[str, Float[np.ndarray, "group"]] = field(default_factory=dict)
     """Unweighted scores by reward name."""
+    reward_statuses: tuple[RewardStatus, ...] = ()
+    """One per completion; empty where all were scored."""
+    reward_errors: tuple[str, ...] = ()
+    """What failed, one per completion, empty texts where nothing did; empty where all were scored."""
+
+    @property
+    def num_failures(self) -> int:
+        """Count the completions that the rewards could not score."""
+        return sum(status in FAILURES for status in self.reward_statuses)
 
     @property
     def trials(self) -> int:
@@ -162,6 +176,8 @@ class Group:
             "policy_version": self.policy_version,
             "purpose": self.purpose,
             "reward_parts": dict(self.reward_parts),
+            "reward_statuses": list(self.reward_statuses),
+            "reward_errors": list(self.reward_errors),
         }
 
     @classmethod
@@ -176,8 +192,9 @@ class Group:
             strict=True,
         )
         kept = set(state) - {"token_ids", "behaviour_logprobs", "lengths", "finish_reasons", "texts"}
-        completions = tuple(Completion(*column) for column in columns)
-        return cls(completions=completions, **{name: state[name] for name in kept})
+        values = {name: state[name] for name in kept}
+        values |= {name: tuple(state[name]) for name in ("reward_statuses", "reward_errors")}
+        return cls(completions=tuple(Completion(*column) for column in columns), **values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,21 @@ class AnswerReport(StageReport):
 
 
 @dataclass(frozen=True, slots=True)
+class RewardReport(StageReport):
+    """What became of scoring the completions of a step, those of references and evaluations too."""
+
+    stage: ClassVar[str] = "reward"
+    num_completions: int
+    """Completions that were to be scored."""
+    num_unparseable: int
+    """Completions in which a reward found no answer; it counts as 0."""
+    num_timeouts: int
+    """Completions that a reward took too long for (``training.reward_timeout_seconds``)."""
+    num_errors: int
+    """Completions that a reward failed on, its worker's death included."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplayReport(StageReport):
     """The replayed groups of a step."""
 

@@ -27,6 +27,7 @@ from dteframe.recipe import Recipe, load_recipe
 from dteframe.records import Completion, CreditedGroup, Group, Prompt, Sampling
 from dteframe.registry import load_registry
 from dteframe.rollouts.transformers import TransformersRollout
+from dteframe.testing.subject import in_order
 
 RECIPE = """
 name: measured
@@ -101,7 +102,7 @@ def sample(recipe: Recipe) -> None:
     lengths = training.max_prompt_length - np.arange(training.questions_per_step) % 2
     prompts = [Prompt(str(index), rng.integers(3, 90, size=size)) for index, size in enumerate(lengths)]
     sampling = Sampling(top_k=1, max_completion_length=length)
-    answers = rollout.generate(prompts, training.num_generations, sampling, [0] * len(prompts))
+    answers = in_order(rollout.generate(prompts, training.num_generations, sampling, [0] * len(prompts)))
     assert {len(completion.token_ids) for group in answers for completion in group} == {length}
 
 

@@ -133,7 +133,7 @@ def test_a_score_that_is_not_finite_names_the_question():
 
 def test_a_missing_score_is_counted():
     assert message_of(lambda: calls.score(Says([1.0]), QUESTION, [None, None])) == (
-        "selector 'mine' score() gave shape (1,) for the 2 completions of question 'a'"
+        "selector 'mine' score() gave 1 scores for the 2 completions of question 'a'"
     )
 
 
@@ -180,7 +180,8 @@ def test_what_a_plugin_raises_passes_with_a_note_that_names_it():
         ),
         (
             lambda: calls.score(Says("no"), QUESTION, [None]),
-            "score() gave 'no' for question 'a'; one number per completion is wanted",
+            "score() gave 'no' for question 'a'; one number per completion is wanted, or None where no "
+            "answer is found",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
 def plugin_that(tmp_path):
     """Write a reward whose body is given, and say where."""
 
-    def write(score: str, name: str = "mine") -> Path:
+    def write(score: str, name: str = "mine", problem: str = "return None") -> Path:
         file = tmp_path / f"{name}.py"
         file.write_text(
             f'''"""A reward."""
@@ -53,6 +53,8 @@ class Mine(Reward):
     config: MineConfig
     def score(self, question, completions):
         {score}
+    def problem_with(self, question):
+        {problem}
 
 @hookimpl
 def dteframe_components():
@@ -122,7 +124,7 @@ def test_local_plugins_are_announced_with_their_hash(recipe, plugin_that):
 
 
 def test_what_a_plugin_raises_is_one_line_with_its_note_and_a_hint(recipe, plugin_that):
-    file = plugin_that('raise KeyError("gold")')
+    file = plugin_that("return []", problem='raise KeyError("gold")')
     done = dteframe_does("run", recipe, "reward.type=mine", "--plugins", file)
     assert (done.exit_code, done.stdout) == (1, "")
     assert "KeyError: 'gold'" in done.stderr
@@ -132,7 +134,7 @@ def test_what_a_plugin_raises_is_one_line_with_its_note_and_a_hint(recipe, plugi
 
 
 def test_debug_shows_the_traceback(recipe, plugin_that):
-    file = plugin_that('raise KeyError("gold")')
+    file = plugin_that("return []", problem='raise KeyError("gold")')
     done = dteframe_does("run", recipe, "reward.type=mine", "--plugins", file, "--debug")
     assert done.exit_code == 1
     assert "Traceback (most recent call last)" in done.stderr
@@ -140,10 +142,19 @@ def test_debug_shows_the_traceback(recipe, plugin_that):
 
 
 def test_control_c_ends_with_130(recipe, plugin_that):
-    file = plugin_that("raise KeyboardInterrupt")
+    file = plugin_that("return []", problem="raise KeyboardInterrupt")
     done = dteframe_does("run", recipe, "reward.type=mine", "--plugins", file)
     assert (done.exit_code, done.stdout) == (130, "")
     assert done.stderr.endswith("interrupted\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reward_that_always_fails_ends_the_run_with_its_line(recipe, plugin_that):
+    file = plugin_that('raise KeyError("gold")')
+    done = dteframe_does("run", recipe, "reward.type=mine", "--plugins", file)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "mine.py: reward 'mine' raised KeyError: 'gold' (line 12, in score)" in done.stderr
+    assert "more than training.max_reward_failure_fraction 0.5: mend the reward, or raise that" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dteframe import Policy, Sampling
 from dteframe.contracts import LoraOptions
 from dteframe.engine.lora import add_lora, without_adapter
 from dteframe.rollouts.continuous import Seats, sample_continuously
+from dteframe.rollouts.decode import SampledRows
 from dteframe.rollouts.fused_decoder import FusedDecoder, Projection, refusal
 from dteframe.rollouts.key_value_cache import read_prompts
 
@@ -75,7 +77,11 @@ def sampled(module, num_generations=4, longest=20, max_rows=256, sampling=None, 
     with torch.no_grad():
         decoder = FusedDecoder(module, 5 + longest)
         seats = Seats(decoder, sampling or Sampling(), is_end, uniforms, shares_prompts=shared)
-        return sample_continuously(seats, PROMPTS, max_rows, tell or (lambda *news: None))
+        answers = dict(sample_continuously(seats, PROMPTS, max_rows, tell or (lambda *news: None)))
+    in_order = [answers[place] for place in range(len(PROMPTS))]
+    return SampledRows(
+        *(np.concatenate([getattr(rows, item.name) for rows in in_order]) for item in fields(SampledRows))
+    )
 
 
 def expected_logprobs(module, rows, times, temperature=1.0):

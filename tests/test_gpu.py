@@ -19,6 +19,7 @@ from dteframe.recipe import load_recipe
 from dteframe.records import Completion, Prompt, Sampling
 from dteframe.registry import load_registry
 from dteframe.rollouts.transformers import TransformersRollout, TransformersRolloutConfig
+from dteframe.testing.subject import in_order
 from dteframe.testing.tiny import tiny_policy
 
 pytestmark = [
@@ -79,7 +80,7 @@ def sampled(tmp_path):
         rollout.start(policy)
         prompts = [Prompt(str(size), np.arange(3, 3 + size)) for size in (4, 7, 9)]
         sampling = Sampling(max_completion_length=12)
-        answers = rollout.generate(prompts, 4, sampling, [1, 2, 3])
+        answers = in_order(rollout.generate(prompts, 4, sampling, [1, 2, 3]))
         return [completion for group in answers for completion in group]
 
     return sample

@@ -26,6 +26,7 @@ from dteframe.records import Completion, CreditedGroup, Group, Prompt, Sampling
 from dteframe.registry import load_registry
 from dteframe.rollouts.fused_decoder import refusal
 from dteframe.rollouts.transformers import TransformersRollout, TransformersRolloutConfig
+from dteframe.testing.subject import in_order
 from dteframe.testing.tiny import tiny_policy, tiny_questions
 
 CONTEXT = Context(Path("x"), Path("x"), "cpu", 0, progress=lambda *_: None, warn=lambda _: None)
@@ -137,7 +138,7 @@ def test_sampling_keeps_its_keys_and_values_whatever_an_update_keeps() -> None:
         )
         rollout = TransformersRollout(TransformersRolloutConfig(), CONTEXT)
         rollout.start(policy)
-        answers = rollout.generate(prompts, 2, SAMPLING, [1, 2])
+        answers = in_order(rollout.generate(prompts, 2, SAMPLING, [1, 2]))
         assert widths[0] == 3 and set(widths[1:]) == {1}  # one token at a time after the prompts
         found.append([list(answer.token_ids) for group in answers for answer in group])
     assert found[0] == found[1]

@@ -20,6 +20,7 @@ from dteframe import (
     ModelConfig,
     Policy,
     Questions,
+    Review,
     RewardConfig,
     Selection,
     SuccessEstimate,
@@ -218,6 +219,32 @@ class ForgetsItsEpoch(NearestSelector):
         return selection
 
 
+class AvoidsWhatWasMeasuredFirst(NearestSelector):
+    avoided: tuple[str, ...] = ()
+
+    def observe(self, observation):
+        self.avoided = observation.question_ids[:3]
+
+    def select(self, estimate, count, rng):
+        return super().select(estimate.without(frozenset(self.avoided)), count, rng)
+
+
+class RejectsInSecret(NearestSelector):
+    def review(self, groups, num_missing):
+        return Review(tuple(group.question_id for group in groups if group.is_informative))
+
+
+class RejectsForNothing(RejectsInSecret):
+    reviews = True
+
+
+class AcceptsGhosts(NearestSelector):
+    reviews = True
+
+    def review(self, groups, num_missing):
+        return Review(("ghost", *(group.question_id for group in groups)))
+
+
 class GivesAGhost(NewestReplay):
     def num_ready(self, policy_version):
         return len(self._groups) or 1
@@ -389,8 +416,8 @@ class ChangedRollout(TransformersRollout):
     """What the following have in common: the completions of the built-in engine, changed."""
 
     def generate(self, prompts, num_generations, sampling, seeds):
-        groups = super().generate(prompts, num_generations, sampling, seeds)
-        return [[self.changed(one, sampling) for one in group] for group in groups]
+        for place, group in super().generate(prompts, num_generations, sampling, seeds):
+            yield place, [self.changed(one, sampling) for one in group]
 
     def changed(self, completion: Completion, sampling) -> Completion:
         return completion
@@ -420,7 +447,7 @@ class TrimsTheText(ChangedRollout):
         return replace(completion, text=completion.text[1:])
 
 
-class AnswersInAnyOrder(ChangedRollout):
+class AnswersInPlaceOfOthers(ChangedRollout):
     def generate(self, prompts, num_generations, sampling, seeds):
         return super().generate(prompts[::-1], num_generations, sampling, seeds)
 
@@ -446,7 +473,8 @@ class UsesTheFirstSeedForAll(ChangedRollout):
 
 class RepeatsOneCompletion(ChangedRollout):
     def generate(self, prompts, num_generations, sampling, seeds):
-        return [group * num_generations for group in super().generate(prompts, 1, sampling, seeds)]
+        for place, group in super().generate(prompts, 1, sampling, seeds):
+            yield place, group * num_generations
 
 
 class LeavesTrainingModeOn(ChangedRollout):
@@ -581,6 +609,10 @@ BREACHES = [
         (selector.equal_generators_give_equal_selections, SelectsByTheSystemsChance, "from equal generators"),
         (selector.estimate_is_left_as_it_is, SortsInPlace, "means were changed in place"),
         (selector.state_brings_back_the_selections, ForgetsItsEpoch, "selects something else"),
+        (selector.order_inside_an_observation_does_not_matter, AvoidsWhatWasMeasuredFirst, "reversed"),
+        (selector.review_rejects_if_and_only_if_it_says_so, RejectsInSecret, "reviews is False but"),
+        (selector.review_rejects_if_and_only_if_it_says_so, RejectsForNothing, "a rejected group is lost"),
+        (selector.review_accepts_only_groups_of_the_round, AcceptsGhosts, "accepted ['ghost']"),
         (replay.empty_buffer_is_safe, GivesAGhost, "num_ready is 1 before the first offer"),
         (replay.draw_gives_at_most_as_many_distinct_questions_as_asked, GivesTwice, "drawn twice"),
         (replay.excluded_questions_are_never_drawn, IgnoresExclusion, "drew the excluded"),
@@ -606,11 +638,11 @@ BREACHES = [
         (model.parameters_have_the_type_of_the_recipe, IsHalf, "parameters of ['float16']"),
         (model.equal_seeds_give_equal_weights, StartsAnywhere, "differ from load to load"),
         (model.questions_can_be_read, IsNotANumber, "not finite"),
-        (rollout.completions_are_as_many_as_asked_in_the_order_of_the_prompts, GeneratesOneTooFew, "[2, 2,"),
+        (rollout.every_prompt_is_answered_once, GeneratesOneTooFew, "[2, 2,"),
         (rollout.lengths_stay_within_the_limit, IgnoresTheLimit, "the limit is 1"),
         (rollout.stopped_completions_end_in_the_end_token, CutsTheEnd, "stop: end tokens at []"),
         (rollout.texts_are_the_decoded_tokens, TrimsTheText, "decoded"),
-        (rollout.logprobs_are_those_of_the_policy_that_was_asked, AnswersInAnyOrder, "nats"),
+        (rollout.logprobs_are_those_of_the_policy_that_was_asked, AnswersInPlaceOfOthers, "nats"),
         (rollout.truncated_sampling_reports_the_truncated_distribution, ReportsTheWholeDistribution, "-0.5"),
         (rollout.equal_seeds_give_equal_completions, SamplesByTheSystemsChance, "equal seeds gave"),
         (rollout.other_prompts_change_nothing, UsesTheFirstSeedForAll, "asked alone"),

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from dteframe import Context, Prompt, Sampling
 from dteframe.models.pretrained import Pretrained, PretrainedConfig
 from dteframe.rollouts.transformers import TransformersRollout, TransformersRolloutConfig
+from dteframe.testing.subject import in_order
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "models" / "stories260K"
 LAYERS = "model.layers"
@@ -104,7 +105,7 @@ def test_the_likeliest_story_is_the_one_that_its_author_printed(stories):
     rollout, _ = stories
     greedy = Sampling(top_k=1, max_completion_length=60)
     prompts = [Prompt("start", np.array([1]))]
-    ((completion,),) = rollout.generate(prompts, 1, greedy, [0])
+    ((completion,),) = in_order(rollout.generate(prompts, 1, greedy, [0]))
     assert completion.text.lstrip().startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     )
@@ -116,7 +117,7 @@ def test_the_likeliest_story_is_the_one_that_its_author_printed(stories):
 def test_sampled_stories_differ_and_begin_as_stories_do(stories):
     rollout, warnings = stories
     prompts = [Prompt("start", np.array([1]))]
-    (group,) = rollout.generate(prompts, 16, Sampling(max_completion_length=40), [0])
+    (group,) = in_order(rollout.generate(prompts, 16, Sampling(max_completion_length=40), [0]))
     assert len({completion.text for completion in group}) == 16
     assert sum(completion.text.lstrip().startswith(("Once upon", "One day")) for completion in group) > 8
     assert len(warnings) == 1

@@ -12,6 +12,7 @@ from dteframe import Context, Policy, Prompt, Sampling
 from dteframe.models.architectures import Sizes, untrained_module
 from dteframe.rollouts.decode import sample_tokens, truncated
 from dteframe.rollouts.transformers import TransformersRollout, TransformersRolloutConfig, end_token_ids
+from dteframe.testing.subject import in_order
 from dteframe.testing.tiny import tiny_policy
 
 RAGGED = ("7=", "12+34=", "a", "what is 1+1? ", "12345678")
@@ -63,7 +64,7 @@ def plain_scores(policy, prompts, answers):
 
 def answers(rollout, prompts, num_generations, sampling, seed=0):
     seeds = [int(one) for one in rng(seed).integers(2**63, size=len(prompts))]
-    return rollout.generate(prompts, num_generations, sampling, seeds)
+    return in_order(rollout.generate(prompts, num_generations, sampling, seeds))
 
 
 def flat(groups):

@@ -32,7 +32,7 @@ from dteframe.rollouts.vllm import VLLMRollout, VLLMRolloutConfig
 from dteframe.rollouts.vllm_policy import in_parts, policy_sizes, write_configuration
 from dteframe.rollouts.vllm_requests import Request, first_seed
 from dteframe.testing.checks import promises
-from dteframe.testing.subject import Subject
+from dteframe.testing.subject import Subject, in_order
 from dteframe.testing.tiny import tiny_policy
 
 SAMPLING = Sampling(temperature=0.8, max_completion_length=12)
@@ -69,7 +69,7 @@ def started(folder, policy, **options):
 
 def largest_error(policy, rollout):
     """Compare the log-probs of sampled completions with a forward pass of transformers."""
-    groups = rollout.generate(PROMPTS, 2, SAMPLING, [1, 2])
+    groups = in_order(rollout.generate(PROMPTS, 2, SAMPLING, [1, 2]))
     errors = []
     for prompt, completion in (
         (prompt, item) for prompt, group in zip(PROMPTS, groups, strict=True) for item in group
@@ -250,7 +250,7 @@ def test_prompts_that_vllm_would_cut_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match="has 195 tokens and completions have up to 62, but the engine takes 256"
     ):
-        rollout.generate(PROMPTS, 1, Sampling(max_completion_length=62), [1, 2])
+        in_order(rollout.generate(PROMPTS, 1, Sampling(max_completion_length=62), [1, 2]))
 
 
 @needs_vllm

@@ -24,6 +24,7 @@ training:
   evaluation_size: 6
   num_generations_eval: 2
   checkpoint_every: 2
+  reward_workers: 0
   device: cpu
 model: {type: from_scratch, hidden_size: 32, num_layers: 1, num_heads: 2, warm_up: {steps: 20}}
 dataset: {type: list_operations, size: 64, chain_lengths: [1, 2], list_length: 2}

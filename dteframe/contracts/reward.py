@@ -28,11 +28,19 @@ class Reward(Component):
     kind = "reward"
     config: RewardConfig
 
+    def start(self) -> None:
+        """Load what scoring needs, such as packages; called once, before the first score, and not timed.
+
+        Processes that scoring needs are started here: one that ``score`` leaves running is killed.
+        """
+
     @abstractmethod
-    def score(self, question: Question, completions: Sequence[Completion]) -> Sequence[float]:
+    def score(self, question: Question, completions: Sequence[Completion]) -> Sequence[float | None]:
         """Score each completion of one question, in the same order; finite, usually in [0, 1].
 
-        Must not change anything and give the same scores when called again: it may run in another process.
+        None says that no answer was found in the completion: it counts as 0, and is counted apart from wrong
+        ones. Runs in a worker process, once or again: must not change anything, and give the same scores when
+        called again, with all completions of the question or with some.
         """
 
     def problem_with(self, question: Question) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -71,8 +71,11 @@ class Rollout(Component):
     @abstractmethod
     def generate(
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
-    ) -> Sequence[Sequence[Completion]]:
-        """Sample ``num_generations`` completions of each prompt, in the prompts' order.
+    ) -> Iterator[tuple[int, Sequence[Completion]]]:
+        """Sample ``num_generations`` completions of each prompt; give them as they end, in any order.
+
+        Each prompt is answered once: its place in ``prompts``, and its completions. They are scored while the
+        others are sampled.
 
         Log-probs are those of the distribution sampled from: at ``sampling.temperature``, renormalised if
         ``sampling.is_truncated``.

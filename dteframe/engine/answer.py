@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dteframe.assemble import Parts
-from dteframe.contracts import Reward
 from dteframe.engine import calls
 from dteframe.engine.member import Member, Work
 from dteframe.engine.out_of_memory import memory_for, sampling_remedies
+from dteframe.engine.reward_failures import heed_failures, without_failures
+from dteframe.engine.reward_pool import PendingScores
 from dteframe.engine.setup import Setup
 from dteframe.records import Completion, Group, Observation, Prompt, Purpose, Question, Sampling
 from dteframe.reports import GroupsReport
@@ -45,7 +45,8 @@ def answer(
     groups = setup.together(asked)
     setup.meter.charge(groups)
     tell(setup, step, groups, is_replayed=False)
-    return groups
+    heed_failures(setup, step, groups)
+    return groups if setup.recipe.training.on_reward_failure == "zero" else without_failures(groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +72,20 @@ class Ask(Work[tuple[Group, ...]]):
         rollout = member.parts.rollout
         work = f"{len(share)} prompts x {self.num_generations} completions"
         remedies = sampling_remedies(member.recipe.rollout)
+        answered: dict[int, tuple[Sequence[Completion], PendingScores]] = {}
         with member.meter.stage(generating):
             with (
                 memory_for(generating, work, member.context.device, remedies),
                 member.learner.whole_module() if rollout.shares_module else nullcontext(),
             ):
-                answers = calls.generate(rollout, prompts, self.num_generations, self.sampling, seeds)
+                for index, completions in calls.generate(
+                    rollout, prompts, self.num_generations, self.sampling, seeds
+                ):
+                    scores = member.scorer.submit(self.questions[share[index]], completions)
+                    answered[share[index]] = completions, scores
             processes.wait()
         with member.meter.stage(scoring):
-            rewards = named_rewards(member.parts)
-            groups = {
-                place: self._scored(member, rewards, place, completions)
-                for place, completions in zip(share, answers, strict=True)
-            }
+            groups = {place: self._group(member, place, *answered[place]) for place in share}
             every = processes.collect(groups)
         member.tell_warnings()
         found = {place: group for groups in every for place, group in groups.items()}
@@ -95,23 +97,28 @@ class Ask(Work[tuple[Group, ...]]):
         order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
         return [sorted(order[first::num_processes]) for first in range(num_processes)]
 
-    def _scored(
-        self, member: Member, rewards: Mapping[str, Reward], place: int, completions: Sequence[Completion]
+    def _group(
+        self, member: Member, place: int, completions: Sequence[Completion], pending: PendingScores
     ) -> Group:
         """Make a group of a question's completions: rewards, and which of them are successes."""
-        question, prompt = self.questions[place], self.prompts[place]
-        parts = {name: calls.score(reward, question, completions) for name, reward in rewards.items()}
-        total = sum(reward.config.weight * parts[name] for name, reward in rewards.items())
-        verdicts = next(iter(parts.values())) >= member.recipe.training.success_threshold
+        question, prompt, scores = self.questions[place], self.prompts[place], pending()
+        for warning in scores.warnings:
+            member.context.warn(warning)
+        weights = [reward.config.weight for reward in member.parts.rewards]
+        total = sum(weight * part for weight, part in zip(weights, scores.parts.values(), strict=True))
+        is_scored = np.array([status == "scored" for status in scores.statuses])
+        verdicts = next(iter(scores.parts.values())) >= member.recipe.training.success_threshold
         return Group(
             question_id=question.id,
             prompt_token_ids=prompt.token_ids,
             completions=tuple(completions),
             rewards=np.asarray(total, dtype=np.float64),
-            successes=int(verdicts.sum()),
+            successes=int((verdicts & is_scored).sum()),
             policy_version=self.policy_version,
             purpose=self.purpose,
-            reward_parts=parts,
+            reward_parts=scores.parts,
+            reward_statuses=() if is_scored.all() else scores.statuses,
+            reward_errors=scores.errors if any(scores.errors) else (),
         )
 
 
@@ -138,13 +145,6 @@ def tell(setup: Setup, step: int, groups: Sequence[Group], *, is_replayed: bool)
         texts={name: question.text for name, question in questions.items()},
     )
     setup.hooks.hook.dteframe_groups_scored(groups=report)
-
-
-def named_rewards(parts: Parts) -> Mapping[str, Reward]:
-    """Name each reward by its type, and by its place too where a type stands twice."""
-    types = [reward.config.type for reward in parts.rewards]
-    names = [name if types.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(types)]
-    return dict(zip(names, parts.rewards, strict=True))
 
 
 def _how(setup: Setup, purpose: Purpose) -> tuple[Sampling, int]:

@@ -6,7 +6,8 @@ An exception of the component passes unchanged, with a note that names the compo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Iterator, Mapping, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -171,53 +172,69 @@ def generate(
     num_generations: int,
     sampling: Sampling,
     seeds: Sequence[int],
-) -> Sequence[Sequence[Completion]]:
-    """Ask for completions."""
+) -> Iterator[tuple[int, Sequence[Completion]]]:
+    """Ask for completions: place of the prompt and its completions, in the order in which they end."""
+    missing = set(range(len(prompts)))
     with running(rollout):
         answers = rollout.generate(prompts, num_generations, sampling, seeds)
-    _insist(rollout, "generate()", answers, tuple | list)
-    if len(answers) != len(prompts):
-        raise _broken(rollout, f"generate() answered {len(answers)} of {len(prompts)} prompts")
-    for prompt, completions in zip(prompts, answers, strict=True):
-        _insist(rollout, "generate()", completions, tuple | list)
-        where = f"generate() gave question {prompt.question_id!r}"
-        if len(completions) != num_generations:
-            raise _broken(
-                rollout, f"{where} {len(completions)} completions where {num_generations} were asked for"
-            )
-        for completion in completions:
-            _insist(rollout, "generate()", completion, Completion)
-            length, num_logprobs = len(completion.token_ids), len(completion.behaviour_logprobs)
-            if not 1 <= length <= sampling.max_completion_length:
-                raise _broken(rollout, f"{where} a completion of {length} tokens; there may be 1 to "
-                              f"{sampling.max_completion_length}")  # fmt: skip
-            if num_logprobs != length:
-                raise _broken(rollout, f"{where} {num_logprobs} log-probs for {length} tokens")
-            if not np.isfinite(completion.behaviour_logprobs).all():
-                raise _broken(rollout, f"{where} a log-prob that is not finite")
-    return answers
+        _insist(rollout, "generate()", answers, Iterable)
+        for answer in answers:
+            _insist(rollout, "generate()", answer, tuple | list)
+            place, completions = answer
+            if place not in missing:
+                raise _broken(rollout, f"generate() gave the place {place!r}; each of the {len(prompts)} "
+                              "prompts has one, from 0, and is answered once")  # fmt: skip
+            missing.remove(place)
+            where = f"generate() gave question {prompts[place].question_id!r}"
+            _check_completions(rollout, where, completions, num_generations, sampling)
+            yield place, completions
+    if missing:
+        raise _broken(rollout, f"generate() answered {len(prompts) - len(missing)} of {len(prompts)} prompts")
 
 
-def score(
-    reward: Reward, question: Question, completions: Sequence[Completion]
-) -> Float[np.ndarray, "group"]:
-    """Ask for the scores of one question's completions."""
+def _check_completions(
+    rollout: Rollout,
+    where: str,
+    completions: Sequence[Completion],
+    num_generations: int,
+    sampling: Sampling,
+) -> None:
+    """Refuse completions that are not what was asked for."""
+    _insist(rollout, "generate()", completions, tuple | list)
+    if len(completions) != num_generations:
+        raise _broken(
+            rollout, f"{where} {len(completions)} completions where {num_generations} were asked for"
+        )
+    for completion in completions:
+        _insist(rollout, "generate()", completion, Completion)
+        length, num_logprobs = len(completion.token_ids), len(completion.behaviour_logprobs)
+        if not 1 <= length <= sampling.max_completion_length:
+            raise _broken(rollout, f"{where} a completion of {length} tokens; there may be 1 to "
+                          f"{sampling.max_completion_length}")  # fmt: skip
+        if num_logprobs != length:
+            raise _broken(rollout, f"{where} {num_logprobs} log-probs for {length} tokens")
+        if not np.isfinite(completion.behaviour_logprobs).all():
+            raise _broken(rollout, f"{where} a log-prob that is not finite")
+
+
+def score(reward: Reward, question: Question, completions: Sequence[Completion]) -> list[float | None]:
+    """Ask for the scores of one question's completions; None where no answer was found."""
     with running(reward):
         given = reward.score(question, completions)
     try:
-        scores = np.asarray(given, dtype=np.float64)
+        scores = [None if score is None else float(score) for score in given]
     except (TypeError, ValueError) as error:
         raise _broken(reward, f"score() gave {given!r} for question {question.id!r}; one number per "
-                      "completion is wanted") from error  # fmt: skip
-    if scores.shape != (len(completions),):
+                      "completion is wanted, or None where no answer is found") from error  # fmt: skip
+    if len(scores) != len(completions):
         raise _broken(
             reward,
-            f"score() gave shape {scores.shape} for the {len(completions)} completions "
+            f"score() gave {len(scores)} scores for the {len(completions)} completions "
             f"of question {question.id!r}",
         )
-    if not np.isfinite(scores).all():
-        bad = float(scores[~np.isfinite(scores)][0])
-        raise _broken(reward, f"score() gave {bad!r} for question {question.id!r}; scores are finite")
+    for number in scores:
+        if number is not None and not math.isfinite(number):
+            raise _broken(reward, f"score() gave {number!r} for question {question.id!r}; scores are finite")
     return scores
 
 

@@ -94,8 +94,8 @@ class Sample(Work[list[list[tuple[Completion, ...]]]]):
         rollout = member.parts.rollout
         seeds = [SEED + place for place in range(len(self.prompts))]
         with member.learner.whole_module() if rollout.shares_module else nullcontext():
-            answers = calls.generate(rollout, self.prompts, NUM_COMPLETIONS, self.sampling, seeds)
-        return member.processes.collect([tuple(group) for group in answers])
+            answers = dict(calls.generate(rollout, self.prompts, NUM_COMPLETIONS, self.sampling, seeds))
+        return member.processes.collect([tuple(answers[place]) for place in range(len(self.prompts))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dteframe.engine.distributed import Processes, device_of_this_process
 from dteframe.engine.member import Work, join
 from dteframe.engine.meter import Meter
 from dteframe.engine.model_options import checkpoint_gradients
+from dteframe.engine.reward_pool import scoring
 from dteframe.engine.run import saying_how_to_go_on
 from dteframe.engine.run_folder import cache_folder
 from dteframe.engine.sharding import Skeleton
@@ -47,9 +48,10 @@ def follow_recipe(loaded: LoadedRecipe, registry: Registry, runs_folder: Path, p
         if recipe.training.gradient_checkpointing:
             checkpoint_gradients(policy.module)
         parts = assemble(recipe, registry, context)
-        member = join(recipe, context, parts, policy, Meter(), processes, untold)
-        while (work := _next(processes)) is not None:
-            work.do(member)
+        with scoring(recipe.training, registry, parts.rewards, context) as scorer:
+            member = join(recipe, context, parts, policy, Meter(), processes, scorer, untold)
+            while (work := _next(processes)) is not None:
+                work.do(member)
 
 
 def _next(processes: Processes) -> Work[Any] | None:

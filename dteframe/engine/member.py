@@ -20,6 +20,7 @@ from dteframe.engine import calls
 from dteframe.engine.distributed import Processes
 from dteframe.engine.meter import Meter
 from dteframe.engine.optimizer import OptimizerSettings
+from dteframe.engine.reward_pool import Scorer
 from dteframe.engine.update import Learner
 from dteframe.recipe import Recipe
 from dteframe.records import CreditedGroup
@@ -40,6 +41,8 @@ class Member:
     learner: Learner
     meter: Meter
     processes: Processes
+    scorer: Scorer
+    """Scores completions with the recipe's rewards, in processes of its own or here."""
     untold: list[str]
     """Warnings of a process that follows; the main one collects and tells them."""
 
@@ -93,6 +96,7 @@ def join(  # noqa: PLR0913  # all that a process has, once
     policy: Policy,
     meter: Meter,
     processes: Processes,
+    scorer: Scorer,
     untold: list[str],
 ) -> Member:
     """Start what every process has, together with the others; the policy gets the main process's weights."""
@@ -101,4 +105,4 @@ def join(  # noqa: PLR0913  # all that a process has, once
     learner = Learner(policy, parts.objective, settings, sampling, processes, shares_module)
     with calls.running(parts.rollout):
         parts.rollout.start(policy)
-    return Member(recipe, context, parts, policy, learner, meter, processes, untold)
+    return Member(recipe, context, parts, policy, learner, meter, processes, scorer, untold)

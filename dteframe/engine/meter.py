@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dteframe.records import Group, State
-from dteframe.reports import CostReport, TimeReport
+from dteframe.reports import CostReport, RewardReport, TimeReport
 
 NOT_TRAINING = ("load", "evaluate", "checkpoint")
 """Stages that time to target does not count."""
@@ -30,6 +30,10 @@ class Meter:
         """Of this process and its threads, in the stages that time to target counts."""
         self.last_step_tokens: Counter[str] = Counter()
         """Of the step that was closed last, by purpose."""
+        self.reward_statuses: Counter[str] = Counter()
+        """What became of scoring completions, since the start of the run."""
+        self._last_step_statuses: Counter[str] = Counter()
+        self._step_statuses: Counter[str] = Counter()
         self._step_tokens: Counter[str] = Counter()
         self._step_seconds: defaultdict[str, float] = defaultdict(float)
         self._step_began = time.perf_counter()
@@ -42,6 +46,9 @@ class Meter:
             self.tokens[group.purpose] += group.num_tokens
             self._step_tokens[group.purpose] += group.num_tokens
             self.rollouts[group.purpose] += group.trials
+            statuses = group.reward_statuses or ("scored",) * group.trials
+            self.reward_statuses.update(statuses)
+            self._step_statuses.update(statuses)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -65,8 +72,19 @@ class Meter:
             self.seconds[stage] += seconds
         self._step_seconds.clear()
         self.last_step_tokens, self._step_tokens = self._step_tokens, Counter()
+        self._last_step_statuses, self._step_statuses = self._step_statuses, Counter()
         self._step_began, self._step_began_cpu, self._step_untrained_cpu = now, now_cpu, 0.0
         return TimeReport(step_seconds=whole, figures=figures)
+
+    def rewards(self) -> RewardReport:
+        """Sum up what became of scoring the completions of the step that was closed last."""
+        counts = self._last_step_statuses
+        return RewardReport(
+            num_completions=counts.total(),
+            num_unparseable=counts["unparseable"],
+            num_timeouts=counts["timeout"],
+            num_errors=counts["error"],
+        )
 
     def costs(self) -> CostReport:
         """Sum up everything paid up to the last closed step."""
@@ -90,6 +108,7 @@ class Meter:
             "tokens": dict(self.tokens),
             "unused_tokens": self.unused_tokens,
             "rollouts": dict(self.rollouts),
+            "reward_statuses": dict(self.reward_statuses),
             "seconds": dict(self.seconds),
             "training_cpu_seconds": self.training_cpu_seconds,
         }
@@ -99,5 +118,6 @@ class Meter:
         self.tokens = Counter(state["tokens"])
         self.unused_tokens = state["unused_tokens"]
         self.rollouts = Counter(state["rollouts"])
+        self.reward_statuses = Counter(state["reward_statuses"])
         self.seconds = defaultdict(float, state["seconds"])
         self.training_cpu_seconds = state["training_cpu_seconds"]

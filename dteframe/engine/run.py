@@ -14,7 +14,9 @@ from dteframe.assemble import Parts, assemble
 from dteframe.contracts import Context
 from dteframe.engine import calls
 from dteframe.engine.canary import canary_for
-from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from dteframe.engine.checkpoint import load_checkpoint, save_checkpoint, save_policy
+from dteframe.engine.checkpoint_folder import checkpoints_of, damage_of, newest_checkpoint
+from dteframe.engine.disk import disk_for
 from dteframe.engine.distributed import ALONE, Processes, device_of_this_process
 from dteframe.engine.encode import encode_with
 from dteframe.engine.evaluate import evaluate
@@ -25,8 +27,10 @@ from dteframe.engine.model_options import apply_model_options, num_trainable
 from dteframe.engine.out_of_memory import SMALLER_MODEL, SMALLER_OPTIMIZER, memory_for
 from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.engine.progress import Progress
+from dteframe.engine.reward_pool import Scorer, scoring
 from dteframe.engine.run_folder import (
     cache_folder,
+    changed_plugins,
     check_run_folder,
     clear_run_folder,
     has_begun,
@@ -36,8 +40,8 @@ from dteframe.engine.run_folder import (
 )
 from dteframe.engine.setup import Setup
 from dteframe.engine.sharding import Skeleton
-from dteframe.engine.shared_state import SavePolicy
 from dteframe.engine.step import training_step
+from dteframe.engine.stop import Stop, StoppedError
 from dteframe.engine.streams import Streams
 from dteframe.engine.throughput import throughput_of
 from dteframe.errors import DataError, ResumeError
@@ -55,10 +59,14 @@ def run_recipe(
     runs_folder: Path,
     resume: bool,
     processes: Processes = ALONE,
+    stop: Stop | None = None,
 ) -> RunSummary:
     """Train in ``runs_folder/NAME``; with ``resume``, go on from the newest whole checkpoint.
 
     Under several processes the main one calls this, and the others ``follow_recipe``.
+
+    Raises:
+        StoppedError: ``stop`` heard that the run is to end; a checkpoint of its last step is written.
     """
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is untyped
     recipe = loaded.recipe
@@ -66,14 +74,25 @@ def run_recipe(
     progress = Progress()
     context = _context(recipe, folder, registry.hooks, progress)
     with locked(folder):
-        check_run_folder(folder, recipe, registry, resume=resume, warn=context.warn)
+        check_run_folder(folder, recipe, resume=resume)
+        for change in changed_plugins(folder, registry) if has_begun(folder) else ():
+            context.warn(change)
         parts = assemble(recipe, registry, context)
-        with _listening(parts, registry.hooks), saying_how_to_go_on(folder, registry):
-            setup = _begin(recipe, context, parts, registry, progress, processes)
+        with (
+            _listening(parts, registry.hooks),
+            saying_how_to_go_on(folder, registry),
+            disk_for(folder),
+            scoring(recipe.training, registry, parts.rewards, context) as scorer,
+        ):
+            setup = _begin(recipe, context, parts, registry, progress, processes, scorer)
             registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
-            _train(setup, progress)
+            try:
+                _train(setup, progress, stop or Stop())
+            except StoppedError:
+                processes.broadcast(None)  # The others have no part in what comes of it.
+                raise
             with setup.meter.stage("checkpoint"):
-                setup.together(SavePolicy(folder))
+                save_policy(setup)
             processes.broadcast(None)  # Nothing more is to be done.
             setup.meter.close_step()
             summary = _summary(setup, progress)
@@ -82,29 +101,30 @@ def run_recipe(
     return summary
 
 
-def _begin(
+def _begin(  # noqa: PLR0913  # all that a run begins with, once
     recipe: Recipe,
     context: Context,
     parts: Parts,
     registry: Registry,
     progress: Progress,
     processes: Processes,
+    scorer: Scorer,
 ) -> Setup:
     """Set everything up, and go on from the newest whole checkpoint if there is one."""
     folder = context.run_folder
     checkpoint = newest_checkpoint(folder, context.warn)
     if checkpoint is None:
         clear_run_folder(folder)
-    setup = _set_up(recipe, context, parts, registry.hooks, processes)
+    setup = _set_up(recipe, context, parts, registry.hooks, processes, scorer)
     if checkpoint is not None:
         with setup.meter.stage("load"):
             load_checkpoint(setup, progress, checkpoint)
         _refuse_to_go_back(recipe, progress, checkpoint)
-    write_run_folder(folder, recipe, registry)
+    write_run_folder(folder, recipe, registry, progress.step)
     return setup
 
 
-def _train(setup: Setup, progress: Progress) -> None:
+def _train(setup: Setup, progress: Progress, stop: Stop) -> None:
     """Repeat the step: evaluate, report and checkpoint at their turns, and at the end."""
     training, canary_every = setup.recipe.training, setup.recipe.rollout.canary_every
     reports = _checked(setup)
@@ -115,16 +135,22 @@ def _train(setup: Setup, progress: Progress) -> None:
     else:
         setup.meter.close_step()  # What resuming took is no part of a step.
     while progress.step < training.max_steps:
-        reports = list(training_step(setup, progress))
-        is_last = progress.step == training.max_steps
-        if canary_every and progress.step % canary_every == 0:
-            reports += _checked(setup)
-        if training.evaluate_every and (is_last or progress.step % training.evaluate_every == 0):
-            reports.append(evaluate(setup, progress.step))
-        _report(setup, progress, reports)
-        if is_last or (training.checkpoint_every and progress.step % training.checkpoint_every == 0):
-            with setup.meter.stage("checkpoint"):
-                save_checkpoint(setup, progress)
+        with stop.held_together():
+            reports = list(training_step(setup, progress))
+            is_last = progress.step == training.max_steps
+            if canary_every and progress.step % canary_every == 0:
+                reports += _checked(setup)
+            if training.evaluate_every and (is_last or progress.step % training.evaluate_every == 0):
+                reports.append(evaluate(setup, progress.step))
+            _report(setup, progress, reports)
+            is_due = training.checkpoint_every and progress.step % training.checkpoint_every == 0
+            if is_last or is_due or stop.is_wanted:
+                stop.forget_deadline()
+                with setup.meter.stage("checkpoint"):
+                    save_checkpoint(setup, progress)
+    if training.evaluate_every and progress.evaluated_step != progress.step:
+        # The run is resumed where it already has all of its steps, and ends earlier than it was to.
+        progress.note_evaluation(evaluate(setup, progress.step), progress.step)
 
 
 def _checked(setup: Setup) -> list[StageReport]:
@@ -141,7 +167,13 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
     report = StepReport(
         step=progress.step,
         max_steps=setup.recipe.training.max_steps,
-        stages=(*stages, times, throughput_of(setup, stages, times), setup.meter.costs()),
+        stages=(
+            *stages,
+            setup.meter.rewards(),
+            times,
+            throughput_of(setup, stages, times),
+            setup.meter.costs(),
+        ),
     )
     progress.note(report)
     if progress.step == NUM_STEPS_WITHOUT_SIGNAL and progress.informative_groups == 0:
@@ -164,7 +196,12 @@ def _likely_cause(progress: Progress) -> str:
 
 
 def _set_up(
-    recipe: Recipe, context: Context, parts: Parts, hooks: pluggy.PluginManager, processes: Processes
+    recipe: Recipe,
+    context: Context,
+    parts: Parts,
+    hooks: pluggy.PluginManager,
+    processes: Processes,
+    scorer: Scorer,
 ) -> Setup:
     """Load data and policy, and start the parts: everything that comes before the first step."""
     training, streams, meter = recipe.training, Streams(recipe.seed), Meter()
@@ -190,7 +227,7 @@ def _set_up(
         if processes.are_sharded:
             processes.broadcast(Skeleton.of(policy))
         with memory_for("load", "what training needs", context.device, SMALLER_OPTIMIZER):
-            member = join(recipe, context, parts, policy, meter, processes, [])
+            member = join(recipe, context, parts, policy, meter, processes, scorer, [])
     return Setup(
         member=member,
         arithmetic=recipe.arithmetic(),
@@ -251,8 +288,9 @@ def saying_how_to_go_on(folder: Path, registry: Registry) -> Iterator[None]:
             for place in _places_outside(error, registry):
                 error.add_note(f"raised in {place}")
         if has_begun(folder) and not isinstance(error, ResumeError):
-            checkpoints = sorted(path.name for path in folder.glob("checkpoints/step_*"))
-            where = f"goes on from {checkpoints[-1]}" if checkpoints else "starts over: no checkpoint yet"
+            found = checkpoints_of(folder)
+            whole = next((path for path in found if damage_of(path, reads_all=False) is None), None)
+            where = f"goes on from {whole.name}" if whole else "starts over: no checkpoint yet"
             error.add_note(f"{folder}: the same command with --resume {where}")
         raise
 

@@ -121,6 +121,20 @@ class TrainingConfig(BaseModel):
     """Train on informative reference groups as on fresh ones, instead of generating that many more."""
     success_threshold: float = 0.99
     """A completion is a success if the first reward scores it at least this high."""
+    reward_workers: int | None = Field(default=None, ge=0)
+    """Processes in which the rewards of each process of the run are scored, while it samples; null: one for
+    every two cores, 4 at most. 0: in the run's own process, where nothing bounds their time or memory: for a
+    reward that needs the GPU."""
+    reward_timeout_seconds: float = Field(default=10.0, gt=0)
+    """Time to score the completions of a question; where that is too short each is scored alone, in as much
+    time, and the worker that took longer is replaced."""
+    reward_memory_bytes: int = Field(default=2**32, ge=2**28)
+    """Memory that a worker may ask for (its address space); more is refused to it, which an error follows."""
+    on_reward_failure: Literal["zero", "leave_out", "stop"] = "zero"
+    """Completions that a reward fails on or takes too long for count as 0; or their groups are neither
+    trained on nor observed (in references and evaluations they count as 0); or the run stops at the first."""
+    max_reward_failure_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of failures among the completions that are asked at once above which the run stops."""
     max_prompt_length: int = Field(default=512, ge=1)
     """Tokens; questions with a longer prompt are counted and left out, never cut."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
@@ -136,7 +150,10 @@ class TrainingConfig(BaseModel):
     evaluation_temperature: float | None = Field(default=None, gt=0)
     """Sampling temperature at evaluations; null: the rollout's."""
     checkpoint_every: int = Field(default=20, ge=0)
-    """Steps between checkpoints; 0: only at the end."""
+    """Steps between checkpoints; 0: only at the end and when the run is stopped."""
+    save_total_limit: int | None = Field(default=3, ge=1)
+    """Checkpoints that are kept, the newest; the one with the best evaluation is kept besides, and named in
+    ``checkpoints/best.json``. null: all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the policy is trained; ``auto``: a GPU if there is one."""
 

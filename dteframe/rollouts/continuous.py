@@ -7,7 +7,7 @@ cache are used up, the cache is made anew for the rows that are left, with room 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,14 +38,17 @@ def sample_continuously(
     prompts: Sequence[Int[np.ndarray, "prompt"]],
     max_rows: int,
     tell: Callable[[int, int], None],
-) -> SampledRows:
-    """Sample completions until each has ended or is as long as may be.
+) -> Iterator[tuple[int, SampledRows]]:
+    """Sample completions until each has ended or is as long as may be; give those of a prompt as they end.
 
     Args:
         seats: still empty.
         prompts: of at least one token each; asked in this order, each for the seats' number of completions.
         max_rows: completions under way at a time.
         tell: gets the rows that have ended and the rows in all, whenever some wait no longer.
+
+    Returns:
+        An iterator of the place of each prompt and its completions, in the order in which they end.
     """
     waiting = _parts(len(prompts), seats.num_all // len(prompts), max_rows)
     while waiting or seats.num_rows:
@@ -58,11 +61,11 @@ def sample_continuously(
         num_enough = 0
         if waiting:
             num_enough = max_rows - max(len(waiting[0].rows), math.ceil(max_rows * JOINING_FRACTION))
-        seats.run_until(num_enough)
+        for prompt in seats.run_until(num_enough):
+            yield prompt, seats.result(prompt)
         if waiting:
             num_left = seats.num_rows + sum(len(part.rows) for part in waiting)
             tell(seats.num_all - num_left, seats.num_all)
-    return seats.result()
 
 
 def shares_prompts(decoder: FusedDecoder, prompts: Sequence[Int[np.ndarray, "prompt"]]) -> bool:
@@ -116,6 +119,9 @@ class Seats:
         self._token_ids = torch.zeros(uniforms.size, dtype=torch.int64, device=device)
         self._logprobs = torch.zeros(uniforms.size, dtype=torch.float32, device=device)
         self.num_all = uniforms.size // self._longest
+        self._rows_of_a_prompt = uniforms.shape[1]
+        self._num_open = np.full(uniforms.shape[0], uniforms.shape[1])
+        """Rows of each prompt that have not left."""
         self._state = torch.zeros(4, 0, dtype=torch.int64, device=device)
         """Of each row its last token, which is yet to be read; where in the text that token is; where in the
         flat results the next one goes; and how many tokens there are."""
@@ -130,10 +136,11 @@ class Seats:
         """Count the rows under way."""
         return self._state.shape[1]
 
-    def result(self) -> SampledRows:
-        """Give what all rows have sampled."""
-        shape = (self.num_all, self._longest)
-        return up_to_the_end(self._token_ids.view(shape), self._logprobs.view(shape), self._is_end)
+    def result(self, prompt: int) -> SampledRows:
+        """Give what the rows of a prompt have sampled."""
+        shape = (-1, self._rows_of_a_prompt, self._longest)
+        token_ids, logprobs = self._token_ids.view(shape), self._logprobs.view(shape)
+        return up_to_the_end(token_ids[prompt], logprobs[prompt], self._is_end)
 
     def make_room(self, joining: Sequence[tuple[Int[np.ndarray, "prompt"], range]]) -> None:
         """Make the cache anew with free columns; rows that join are seated after those under way."""
@@ -148,8 +155,12 @@ class Seats:
                 read.logits.repeat_interleave(torch.tensor(times, device=self._decoder.device), dim=0),
             )
 
-    def run_until(self, num_enough: int) -> None:
-        """Sample until only so many rows are under way, or all columns are filled."""
+    def run_until(self, num_enough: int) -> Iterator[int]:
+        """Sample until only so many rows are under way, or all columns are filled.
+
+        Returns:
+            An iterator of prompts, each as the last of its rows leaves.
+        """
         cache = self._cache
         while True:
             if self._oldest == self._longest:
@@ -157,7 +168,7 @@ class Seats:
             num_ended = int(self._has_ended.sum())
             is_stopping = self._oldest == self._longest or cache.column == cache.num_columns
             if num_ended > (0 if is_stopping else self.num_rows * LEAVING_FRACTION):
-                self._leave(num_ended)
+                yield from self._leave(num_ended)
             if self.num_rows <= num_enough or cache.column == cache.num_columns:
                 return
             num_steps = min(
@@ -194,10 +205,14 @@ class Seats:
         state[1:] += 1
         return self._is_end.index_select(0, tokens)
 
-    def _leave(self, num_ended: int) -> None:
-        """Give the seats of ended rows to rows at the back, so that rows sit together."""
+    def _leave(self, num_ended: int) -> list[int]:
+        """Give the seats of ended rows to rows at the back; tell the prompts that have no other rows left."""
         num_left = self.num_rows - num_ended
         has_ended = self._has_ended.cpu().numpy()
+        # The next token's place is one behind the row's own when the row is full.
+        rows = (self._state[2].cpu().numpy()[has_ended] - 1) // self._longest
+        prompts = rows // self._rows_of_a_prompt
+        np.subtract.at(self._num_open, prompts, 1)
         freed = np.flatnonzero(has_ended[:num_left])
         moving = num_left + np.flatnonzero(~has_ended[num_left:])
         if len(freed):
@@ -207,3 +222,4 @@ class Seats:
         self._state = self._state[:, :num_left]
         self._has_ended = torch.zeros_like(self._has_ended[:num_left])
         self._oldest = int(self._state[3].max()) if num_left else 0
+        return [int(prompt) for prompt in np.unique(prompts) if self._num_open[prompt] == 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
@@ -82,32 +81,29 @@ class TransformersRollout(Rollout):
 
     def generate(
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
-    ) -> Sequence[Sequence[Completion]]:
+    ) -> Iterator[tuple[int, Sequence[Completion]]]:
         """Sample completions; prompts of like length are decoded together."""
         from dteframe.rollouts.fused_decoder import refusal
 
+        if not prompts:
+            return
         module = self._policy.module
         self._check_lengths(prompts, sampling)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids))
         in_order = [prompts[index] for index in order]
         seeds_in_order = [seeds[index] for index in order]
-        completions: list[list[Completion]] = [[] for _ in prompts]
-        if not prompts:
-            return completions
-        with _evaluating(module):
-            reason = refusal(module)
-            if reason is None:
-                answers = self._answer_fused(in_order, num_generations, sampling, seeds_in_order)
-            else:
-                self._say_once_that_it_is_slower(reason)
-                answers = self._answer_in_batches(in_order, num_generations, sampling, seeds_in_order)
-        for index, answer in zip(order, answers, strict=True):
-            completions[index] = answer
-        return completions
+        reason = refusal(module)
+        if reason is None:
+            answers = self._answer_fused(in_order, num_generations, sampling, seeds_in_order)
+        else:
+            self._say_once_that_it_is_slower(reason)
+            answers = self._answer_in_batches(in_order, num_generations, sampling, seeds_in_order)
+        for place, completions in _evaluating(module, answers):
+            yield order[place], completions
 
     def _answer_fused(
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
-    ) -> list[list[Completion]]:
+    ) -> Iterator[tuple[int, list[Completion]]]:
         """Sample with a decoder made for this call from the module's weights."""
         from dteframe.rollouts.continuous import Seats, sample_continuously, shares_prompts
         from dteframe.rollouts.fused_decoder import FusedDecoder
@@ -117,22 +113,22 @@ class TransformersRollout(Rollout):
         decoder = FusedDecoder(self._policy.module, longest_prompt + sampling.max_completion_length)
         is_end = self._is_end(decoder.vocabulary_size)
         uniforms = uniforms_of(seeds, num_generations, sampling)
-        rows = sample_continuously(
+        ended = sample_continuously(
             Seats(decoder, sampling, is_end, uniforms, shares_prompts=shares_prompts(decoder, token_ids)),
             token_ids,
             self.config.max_batch_rows,
             lambda done, total: self.context.progress("generating", done, total),
         )
-        return self._grouped(rows, prompts, num_generations)
+        for place, rows in ended:
+            yield place, list(self._completions(rows, [prompts[place]], num_generations))
 
     def _answer_in_batches(
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
-    ) -> list[list[Completion]]:
+    ) -> Iterator[tuple[int, list[Completion]]]:
         """Sample with the module itself, batch after batch."""
         from dteframe.rollouts.decode import read_prompts, sample_rows
 
         module, max_rows = self._policy.module, self.config.max_batch_rows
-        answers: list[list[Completion]] = []
         prompts_at_once = max(1, max_rows // max(1, num_generations))
         for first_prompt in range(0, len(prompts), prompts_at_once):
             batch = prompts[first_prompt : first_prompt + prompts_at_once]
@@ -145,12 +141,12 @@ class TransformersRollout(Rollout):
                 rows = sample_rows(module, prefix, sampling, part.reshape(-1, part.shape[-1]), is_end)
                 for group, more in zip(in_batch, self._grouped(rows, batch, part.shape[1]), strict=True):
                     group += more
-            answers += in_batch
+            yield from enumerate(in_batch, start=first_prompt)
             if len(prompts) > prompts_at_once:
+                num_answered = first_prompt + len(batch)
                 self.context.progress(
-                    "generating", len(answers) * num_generations, len(prompts) * num_generations
+                    "generating", num_answered * num_generations, len(prompts) * num_generations
                 )
-        return answers
 
     def _is_end(self, vocabulary_size: int) -> Bool[torch.Tensor, "vocabulary"]:
         """Mark the tokens that end a completion."""
@@ -237,21 +233,26 @@ def uniforms_of(
     return np.stack([np.random.default_rng(seed).random(shape) for seed in seeds])
 
 
-@contextmanager
-def _evaluating(module: PreTrainedModel) -> Iterator[None]:
-    """Switch to evaluation mode without gradients, and back.
+def _evaluating(
+    module: PreTrainedModel, answers: Iterator[tuple[int, list[Completion]]]
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Take answers in evaluation mode and without gradients, and give each in the modes of before.
 
     Not ``inference_mode``: what a module keeps from it (rotary tables, gathered shards) breaks training.
     """
     import torch
 
-    was_training = module.training
-    module.eval()  # type: ignore[no-untyped-call]  # transformers does not annotate it
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)
+    while True:
+        was_training = module.training
+        module.eval()  # type: ignore[no-untyped-call]  # transformers does not annotate it
+        try:
+            with torch.no_grad():
+                answer = next(answers, None)
+        finally:
+            module.train(was_training)
+        if answer is None:
+            return
+        yield answer
 
 
 @hookimpl

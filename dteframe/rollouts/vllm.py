@@ -23,7 +23,7 @@ from dteframe import (
 )
 from dteframe.memory import key_value_bytes
 from dteframe.rollouts.transformers import end_token_ids
-from dteframe.rollouts.vllm_requests import Request
+from dteframe.rollouts.vllm_requests import Answer, Request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,31 +180,30 @@ class VLLMRollout(Rollout):
 
     def generate(
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
-    ) -> Sequence[Sequence[Completion]]:
+    ) -> Iterator[tuple[int, Sequence[Completion]]]:
         """Sample completions.
 
         Raises:
             SamplerError: vLLM fails or has died.
             ValueError: a prompt is too long, or the temperature not one of vLLM's.
         """
+        if not prompts:
+            return
         self._check(prompts, sampling)
         requests = [
             Request(prompt.token_ids, num_generations, sampling, seed, self._end_token_ids)
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        answers = self._sampler.generate(requests) if requests else []
-        return [
-            [
-                Completion(
-                    token_ids=answer.token_ids,
-                    behaviour_logprobs=answer.logprobs,
-                    finish_reason=answer.finish_reason,
-                    text=str(self._tokenizer.decode(answer.token_ids.tolist(), skip_special_tokens=True)),
-                )
-                for answer in group
-            ]
-            for group in answers
-        ]
+        for place, answers in self._sampler.generate(requests):
+            yield place, [self._completion(answer) for answer in answers]
+
+    def _completion(self, answer: Answer) -> Completion:
+        return Completion(
+            token_ids=answer.token_ids,
+            behaviour_logprobs=answer.logprobs,
+            finish_reason=answer.finish_reason,
+            text=str(self._tokenizer.decode(answer.token_ids.tolist(), skip_special_tokens=True)),
+        )
 
     def _started_sampler(self, policy: Policy) -> ColocatedEngine | Server:
         if self.config.mode == "server":

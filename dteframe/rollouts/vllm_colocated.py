@@ -112,13 +112,13 @@ class ColocatedEngine:
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("the prefix cache cannot be reset while completions are being sampled")
 
-    def generate(self, requests: Sequence[Request]) -> list[list[Answer]]:
-        """Sample the completions of all requests, in their order."""
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Answer]]]:
+        """Sample the completions of all requests; give each request's place and completions as they end."""
         from vllm import SamplingParams
 
         with _in_words("sampling broke off"):
             self._wake("weights", "kv_cache")
-            outputs = self._llm.generate(
+            names = self._llm.enqueue(
                 [{"prompt_token_ids": request.prompt_token_ids.tolist()} for request in requests],
                 [
                     SamplingParams(**request.options(), detokenize=False, flat_logprobs=True)
@@ -126,10 +126,15 @@ class ColocatedEngine:
                 ],
                 use_tqdm=False,
             )
+            # Inside, vLLM adds a dash and random letters to a request's number.
+            places = {name.partition("-")[0]: place for place, name in enumerate(names)}
+            while self._llm.llm_engine.has_unfinished_requests():
+                for output in self._llm.llm_engine.step():
+                    if output.finished:
+                        yield places[output.request_id], [_answer(item) for item in output.outputs]
             if self._sleeps:
                 self._llm.sleep(level=1)
                 self._asleep = {"weights", "kv_cache"}
-        return [[_answer(completion) for completion in output.outputs] for output in outputs]
 
     def _wake(self, *tags: str) -> None:
         asleep = [tag for tag in tags if tag in self._asleep]

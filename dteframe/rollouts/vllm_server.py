@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -77,12 +77,13 @@ class Server:
                 "is asking it; give the run a server of its own"
             )
 
-    def generate(self, requests: Sequence[Request]) -> list[list[Answer]]:
-        """Sample the completions of all requests, in their order."""
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Answer]]]:
+        """Sample the completions of all requests; give each request's place and completions as they end."""
         with ThreadPoolExecutor(min(len(requests), self._config.max_concurrent_requests)) as threads:
-            pending = [threads.submit(self._complete, request) for request in requests]
+            places = {threads.submit(self._complete, item): place for place, item in enumerate(requests)}
             try:
-                return [answers.result() for answers in pending]
+                for ended in as_completed(places):
+                    yield places[ended], ended.result()
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise

@@ -1,6 +1,6 @@
 """A rollout engine that is easy to read: one completion at a time, the whole text through the model again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, final
 
 import numpy as np
@@ -28,14 +28,12 @@ class MyPlugin(Rollout):
 
     def generate(
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
-    ) -> Sequence[Sequence[Completion]]:
-        """Sample each completion on its own, in the order of the prompts."""
-        groups = []
-        for done, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+    ) -> Iterator[tuple[int, Sequence[Completion]]]:
+        """Sample each completion on its own; a prompt's are scored while the next prompt's are sampled."""
+        for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             rng = np.random.default_rng(seed)
-            groups.append([self._complete(prompt, sampling, rng) for _ in range(num_generations)])
-            self.context.progress("generating", done + 1, len(prompts))
-        return groups
+            yield place, [self._complete(prompt, sampling, rng) for _ in range(num_generations)]
+            self.context.progress("generating", place + 1, len(prompts))
 
     def _complete(self, prompt: Prompt, sampling: Sampling, rng: np.random.Generator) -> Completion:
         """Sample token after token until the end token or the limit."""

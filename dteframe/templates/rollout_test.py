@@ -31,6 +31,6 @@ def test_the_likeliest_token_alone_is_certain(plugin: Subject) -> None:
     rollout.start(tiny_policy())
     prompt = Prompt("sum", np.array([5, 6, 7]))
     sampling = Sampling(top_k=1, max_completion_length=4)
-    first, second = rollout.generate([prompt], 2, sampling, [0])[0]
+    first, second = dict(rollout.generate([prompt], 2, sampling, [0]))[0]
     assert first.token_ids.tolist() == second.token_ids.tolist()
     assert first.behaviour_logprobs.tolist() == [0.0] * len(first.token_ids)

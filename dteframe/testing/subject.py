@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -108,6 +108,12 @@ def completion_of(text: str) -> Completion:
     token_ids = np.array([*(ord(character) for character in text), 1], dtype=np.int64)
     logprobs = -0.1 * np.arange(1, len(token_ids) + 1, dtype=np.float32)
     return Completion(token_ids, logprobs, "stop", text)
+
+
+def in_order(answers: Iterable[tuple[int, Sequence[Completion]]]) -> list[Sequence[Completion]]:
+    """Put what a rollout gives into the order of its prompts."""
+    by_place = dict(answers)
+    return [by_place[place] for place in sorted(by_place)]
 
 
 def copy_of_group(group: Group) -> Group:

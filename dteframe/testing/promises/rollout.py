@@ -9,7 +9,14 @@ from jaxtyping import Float
 
 from dteframe.contracts import Policy, Rollout
 from dteframe.records import Completion, Prompt, Sampling
-from dteframe.testing.subject import Subject, copy_of_state, insist, insist_on_storable_state, same_value
+from dteframe.testing.subject import (
+    Subject,
+    copy_of_state,
+    in_order,
+    insist,
+    insist_on_storable_state,
+    same_value,
+)
 from dteframe.testing.tiny import tiny_policy
 
 NUM_GENERATIONS = 3
@@ -18,15 +25,20 @@ SEEDS = ((2**63 - 1, 0, 1, 2), (7, 2**40, 5, 6), (8, 9, 10, 2**50))
 """Three times one seed for each of the four prompts."""
 
 
-def completions_are_as_many_as_asked_in_the_order_of_the_prompts(subject: Subject) -> None:
-    """``generate`` gives ``num_generations`` completions per prompt, and an empty list for no prompts."""
-    policy, prompts, groups = _generated(subject, WARM)
+def every_prompt_is_answered_once(subject: Subject) -> None:
+    """``generate`` gives each prompt's place once, with ``num_generations`` completions; nothing for none."""
+    policy = tiny_policy(num_heads=1)
+    prompts = _prompts(subject, policy)
+    answers = list(_started(subject, policy).generate(prompts, NUM_GENERATIONS, WARM, SEEDS[0]))
+    places = sorted(place for place, _ in answers)
+    insist(places == list(range(len(prompts))), f"the places {places} for {len(prompts)} prompts")
+    groups = [completions for _, completions in answers]
     insist(
         [len(group) for group in groups] == [NUM_GENERATIONS] * len(prompts),
         f"{[*map(len, groups)]} completions",
     )
     rollout = _started(subject, policy)
-    insist(len(rollout.generate([], 2, WARM, [])) == 0, "completions of no prompts")
+    insist(not list(rollout.generate([], 2, WARM, [])), "completions of no prompts")
 
 
 def lengths_stay_within_the_limit(subject: Subject) -> None:
@@ -97,7 +109,9 @@ def other_prompts_change_nothing(subject: Subject) -> None:
     policy, prompts, together = _generated(subject, WARM)
     rollout = _started(subject, policy)
     for place in reversed(range(len(prompts))):
-        alone = rollout.generate(prompts[place : place + 1], NUM_GENERATIONS, WARM, SEEDS[0][place:][:1])
+        alone = in_order(
+            rollout.generate(prompts[place : place + 1], NUM_GENERATIONS, WARM, SEEDS[0][place:][:1])
+        )
         insist(_tokens(alone) == _tokens(together[place : place + 1]), "asked alone it answers otherwise")
 
 
@@ -113,7 +127,7 @@ def policy_is_left_as_it_is(subject: Subject) -> None:
     policy = tiny_policy(num_heads=1)  # Attention kernels want heads of 32 at least.
     before = {name: value.numpy().copy() for name, value in policy.module.state_dict().items()}
     rollout: Rollout = _started(subject, policy)
-    rollout.generate(_prompts(subject, policy), 2, WARM, SEEDS[0])
+    list(rollout.generate(_prompts(subject, policy), 2, WARM, SEEDS[0]))
     rollout.sync(policy)
     after = {name: value.numpy() for name, value in policy.module.state_dict().items()}
     insist(same_value(before, after), "the weights changed")
@@ -127,13 +141,13 @@ def new_weights_are_used_after_sync(subject: Subject) -> None:
     policy = tiny_policy(num_heads=1)
     rollout = _started(subject, policy)
     prompts = _prompts(subject, policy)
-    rollout.generate(prompts, 1, WARM, SEEDS[0])
+    list(rollout.generate(prompts, 1, WARM, SEEDS[0]))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in policy.module.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     rollout.sync(policy)
-    groups = rollout.generate(prompts, 1, WARM, SEEDS[0])
+    groups = in_order(rollout.generate(prompts, 1, WARM, SEEDS[0]))
     expected = _logprobs(policy, prompts[0], groups[0][0], WARM.temperature)
     error = float(np.abs(groups[0][0].behaviour_logprobs - expected).max())
     insist(error < 1e-4, f"after an update the log-probs are off by {error:.3g} nats")
@@ -144,11 +158,11 @@ def state_brings_back_the_completions(subject: Subject) -> None:
     policy = tiny_policy(num_heads=1)
     before, after = _started(subject, policy), _started(subject, policy)
     prompts = _prompts(subject, policy)
-    before.generate(prompts, 1, WARM, SEEDS[0])
+    list(before.generate(prompts, 1, WARM, SEEDS[0]))
     insist_on_storable_state(before)
     after.load_state_dict(copy_of_state(before))
     insist(same_value(after.state_dict(), before.state_dict()), "the state changed on its way")
-    pair = [item.generate(prompts, 2, WARM, SEEDS[1]) for item in (before, after)]
+    pair = [in_order(item.generate(prompts, 2, WARM, SEEDS[1])) for item in (before, after)]
     insist(_tokens(pair[0]) == _tokens(pair[1]), "the resumed engine samples something else")
 
 
@@ -163,8 +177,8 @@ def _generated(
 ) -> tuple[Policy, Sequence[Prompt], Sequence[Sequence[Completion]]]:
     policy = tiny_policy(num_heads=1)
     prompts = _prompts(subject, policy)
-    groups = _started(subject, policy).generate(prompts, NUM_GENERATIONS, sampling, SEEDS[seed])
-    return policy, prompts, groups
+    answers = _started(subject, policy).generate(prompts, NUM_GENERATIONS, sampling, SEEDS[seed])
+    return policy, prompts, in_order(answers)
 
 
 def _prompts(subject: Subject, policy: Policy) -> Sequence[Prompt]:
@@ -199,7 +213,7 @@ def _tokens(groups: Sequence[Sequence[Completion]]) -> list[list[int]]:
 
 
 PROMISES = (
-    completions_are_as_many_as_asked_in_the_order_of_the_prompts,
+    every_prompt_is_answered_once,
     lengths_stay_within_the_limit,
     stopped_completions_end_in_the_end_token,
     texts_are_the_decoded_tokens,

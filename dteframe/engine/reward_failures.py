@@ -1,0 +1,62 @@
+"""What follows when rewards fail on completions, or take too long for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from dteframe.engine.setup import Setup
+from dteframe.errors import PluginError
+from dteframe.records import FAILURES, Group
+
+
+def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
+    """Warn of failures in groups that were asked at once, or stop where the recipe wants that.
+
+    Raises:
+        PluginError: there are more of them than ``training.max_reward_failure_fraction``, or any at all where
+            ``training.on_reward_failure`` is ``stop``.
+    """
+    num_failures = sum(group.num_failures for group in groups)
+    if num_failures == 0:
+        return
+    training = setup.recipe.training
+    num_completions = sum(group.trials for group in groups)
+    counts = Counter(status for group in groups for status in group.reward_statuses if status in FAILURES)
+    what = ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()))
+    group = next(group for group in groups if group.num_failures)
+    first = next(error for error in group.reward_errors if error)
+    failed = (
+        f"reward: {num_failures} of {num_completions} completions asked at step {step} for {group.purpose} "
+        f"could not be scored ({what}); the first, to question {group.question_id!r}: {first}"
+    )
+    kept = f"all are in {setup.context.run_folder / 'reward_failures.jsonl'}"
+    if training.on_reward_failure == "stop":
+        raise PluginError(f"{failed}; training.on_reward_failure is 'stop'; {kept}")
+    if num_failures > training.max_reward_failure_fraction * num_completions:
+        raise PluginError(
+            f"{failed}; these are more than training.max_reward_failure_fraction "
+            f"{training.max_reward_failure_fraction:g}: mend the reward, or raise that; {kept}"
+        )
+    num_so_far = sum(setup.meter.reward_statuses[status] for status in FAILURES)
+    # The 1st, 10th, 100th, ...: often enough to see, never a flood.
+    if len(str(num_so_far)) > len(str(num_so_far - num_failures)) or num_so_far == num_failures:
+        is_left_out = training.on_reward_failure == "leave_out" and group.purpose == "train"
+        policy = "their groups are left out" if is_left_out else "they count as 0"
+        setup.context.warn(f"{failed}; {policy}; {num_so_far} so far; {kept}")
+
+
+def without_failures(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Leave out the training groups in which a completion could not be scored.
+
+    Raises:
+        PluginError: none is left.
+    """
+    kept = tuple(group for group in groups if not (group.purpose == "train" and group.num_failures))
+    if groups and not kept:
+        raise PluginError(
+            f"reward: each of the {len(groups)} groups asked at once holds a completion that could not be "
+            "scored, and training.on_reward_failure is 'leave_out', so that none is left to train on; mend the "
+            "reward, or count failures as 0 (training.on_reward_failure=zero)"
+        )
+    return kept
