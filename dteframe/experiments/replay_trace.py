@@ -143,6 +143,7 @@ def replay(
         reused = [place for place in asked if is_mixed[place]][:count]
         chosen = _choose(selector, estimate, ids, asked, count - len(reused), version, uses, rng, places)
         _observe(estimator, rounds, chosen, number, "train")
+        _observe(selector, rounds, chosen, number, "train")
         informative.append(float(is_mixed[chosen].mean()) if chosen else float("nan"))
         is_seen[[*asked, *chosen]] = True
     seconds = time.perf_counter() - began
@@ -172,7 +173,7 @@ def _choose(  # noqa: PLR0913  # the state of a round
 
 
 def _observe(
-    estimator: Estimator, rounds: Rounds, asked: Sequence[int], number: int, purpose: Purpose
+    observer: Estimator | Selector, rounds: Rounds, asked: Sequence[int], number: int, purpose: Purpose
 ) -> None:
     observation = Observation(
         tuple(rounds.questions[place].id for place in asked),
@@ -181,8 +182,8 @@ def _observe(
         int(rounds.policy_versions[number]),
         purpose,
     )
-    with calls.running(estimator):
-        estimator.observe(observation)
+    with calls.running(observer):
+        observer.observe(observation)
 
 
 def _no_policy(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
