@@ -359,6 +359,9 @@ class GroupsReport:
     """Whether they were drawn from the replay buffer, not generated."""
     texts: Mapping[str, str]
     """The question alone, without instructions or chat template, by question id."""
+    unused: Mapping[str, str] = field(default_factory=dict)
+    """Of fresh groups that nobody trains on: ``rejected`` by the selector's review, or ``surplus``, accepted
+    when the step was full; by question id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ VARIANTS = {
     "plain": STEPS,
     "lora": [*FEWER, LORA],
     "reference model, offloaded": [*FEWER, "objective.beta=0.05", "training.cpu_offload=true"],
+    "rounds": [*FEWER, "selector={type: dynamic_sampling, oversampling: 1.5}"],
 }
 """On top of replay, two minibatches, two iterations and the attention estimator."""
 OF_THE_LAYOUT = frozenset({"update/num_forward_tokens", "update/model_flops", "update/trained_forward_flops"})

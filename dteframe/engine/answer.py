@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,11 +27,17 @@ STAGES: Mapping[Purpose, tuple[str, str]] = {
 
 
 def answer(
-    setup: Setup, question_ids: Sequence[str], purpose: Purpose, step: int, rng: np.random.Generator
+    setup: Setup,
+    question_ids: Sequence[str],
+    purpose: Purpose,
+    step: int,
+    rng: np.random.Generator,
+    review: Callable[[Sequence[Group]], Mapping[str, str]] | None = None,
 ) -> tuple[Group, ...]:
     """Roll out questions with the present policy: one group each, in the order of ``question_ids``.
 
     The policy of step t has t - 1 steps behind it; the evaluation at step t comes after the step's update.
+    ``review`` says which groups nobody will train on, and why, before they are shown.
     """
     sampling, num_generations = _how(setup, purpose)
     asked = Ask(
@@ -44,9 +51,11 @@ def answer(
     )
     groups = setup.together(asked)
     setup.meter.charge(groups)
-    tell(setup, step, groups, is_replayed=False)
+    kept = groups if setup.recipe.training.on_reward_failure == "zero" else without_failures(groups)
+    unused = review(kept) if review and kept else {}
+    tell(setup, step, groups, is_replayed=False, unused=unused)
     heed_failures(setup, step, groups)
-    return groups if setup.recipe.training.on_reward_failure == "zero" else without_failures(groups)
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,14 @@ def observation_of(groups: Sequence[Group], purpose: Purpose) -> Observation:
     )
 
 
-def tell(setup: Setup, step: int, groups: Sequence[Group], *, is_replayed: bool) -> None:
+def tell(
+    setup: Setup,
+    step: int,
+    groups: Sequence[Group],
+    *,
+    is_replayed: bool,
+    unused: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Show groups to those who watch."""
     questions = {group.question_id: _question(setup, group.question_id) for group in groups}
     report = GroupsReport(
@@ -143,6 +159,7 @@ def tell(setup: Setup, step: int, groups: Sequence[Group], *, is_replayed: bool)
         answers={name: question.answer for name, question in questions.items()},
         is_replayed=is_replayed,
         texts={name: question.text for name, question in questions.items()},
+        unused=unused,
     )
     setup.hooks.hook.dteframe_groups_scored(groups=report)
 

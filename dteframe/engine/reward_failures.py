@@ -38,25 +38,20 @@ def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
             f"{failed}; these are more than training.max_reward_failure_fraction "
             f"{training.max_reward_failure_fraction:g}: mend the reward, or raise that; {kept}"
         )
-    num_so_far = sum(setup.meter.reward_statuses[status] for status in FAILURES)
-    # The 1st, 10th, 100th, ...: often enough to see, never a flood.
-    if len(str(num_so_far)) > len(str(num_so_far - num_failures)) or num_so_far == num_failures:
-        is_left_out = training.on_reward_failure == "leave_out" and group.purpose == "train"
-        policy = "their groups are left out" if is_left_out else "they count as 0"
-        setup.context.warn(f"{failed}; {policy}; {num_so_far} so far; {kept}")
-
-
-def without_failures(groups: Sequence[Group]) -> tuple[Group, ...]:
-    """Leave out the training groups in which a completion could not be scored.
-
-    Raises:
-        PluginError: none is left.
-    """
-    kept = tuple(group for group in groups if not (group.purpose == "train" and group.num_failures))
-    if groups and not kept:
+    is_left_out = training.on_reward_failure == "leave_out" and group.purpose == "train"
+    if is_left_out and not without_failures(groups):
         raise PluginError(
             f"reward: each of the {len(groups)} groups asked at once holds a completion that could not be "
             "scored, and training.on_reward_failure is 'leave_out', so that none is left to train on; mend the "
             "reward, or count failures as 0 (training.on_reward_failure=zero)"
         )
-    return kept
+    num_so_far = sum(setup.meter.reward_statuses[status] for status in FAILURES)
+    # The 1st, 10th, 100th, ...: often enough to see, never a flood.
+    if len(str(num_so_far)) > len(str(num_so_far - num_failures)) or num_so_far == num_failures:
+        policy = "their groups are left out" if is_left_out else "they count as 0"
+        setup.context.warn(f"{failed}; {policy}; {num_so_far} so far; {kept}")
+
+
+def without_failures(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Leave out the training groups in which a completion could not be scored."""
+    return tuple(group for group in groups if not (group.purpose == "train" and group.num_failures))

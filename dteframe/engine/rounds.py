@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from dteframe.engine import calls
 from dteframe.engine.answer import answer
@@ -49,6 +50,8 @@ class Rounds:
     surplus: list[Group] = field(default_factory=list)
     """Accepted too, but the step has no room for them."""
     num_rejected: int = 0
+    num_more: int = 0
+    """Questions that the selector wants to ask in another round."""
     num_rounds: int = 0
 
     @property
@@ -92,11 +95,11 @@ def ask_in_rounds(
     while question_ids:
         rounds.num_rounds += 1
         stage = "answers" if rounds.num_rounds == 1 else f"answers_{rounds.num_rounds}"
-        groups = answer(setup, question_ids, "train", step, setup.streams(step, stage))
-        num_more = _take(setup, rounds, groups)
+        rng = setup.streams(step, stage)
+        answer(setup, question_ids, "train", step, rng, partial(_take, setup, rounds))
         may_go_on = rounds.num_missing > 0 and rounds.num_rounds < selector.config.rounds_per_step()
         stage = f"more_{rounds.num_rounds}"
-        question_ids = spare.choose(setup, step, num_more, stage) if may_go_on else ()
+        question_ids = spare.choose(setup, step, rounds.num_more, stage) if may_go_on else ()
     if selector.reviews and rounds.num_missing:
         setup.context.warn(
             f"selector {selector.config.type!r}: a step trains on fewer groups than "
@@ -106,18 +109,21 @@ def ask_in_rounds(
     return rounds
 
 
-def _take(setup: Setup, rounds: Rounds, groups: Sequence[Group]) -> int:
-    """Have the selector review a round, and give how many more questions it wants to ask."""
+def _take(setup: Setup, rounds: Rounds, groups: Sequence[Group]) -> Mapping[str, str]:
+    """Have the selector review a round, and say which of its groups nobody will train on, and why."""
+    selector, room = setup.parts.selector, rounds.num_missing
     rounds.groups += groups
-    if not setup.parts.selector.reviews:
+    if not selector.reviews:
         rounds.accepted += groups
-        return 0
+        return {}
     with setup.meter.stage("select"):
-        review = calls.review(setup.parts.selector, groups, rounds.num_missing)
-    wanted = frozenset(review.accepted)
-    accepted = [group for group in groups if group.question_id in wanted]
-    room = rounds.num_missing
+        review = calls.review(selector, groups, room)
+    names = frozenset(review.accepted)
+    accepted = [group for group in groups if group.question_id in names]
+    rejected = [group for group in groups if group.question_id not in names]
     rounds.accepted += accepted[:room]
     rounds.surplus += accepted[room:]
-    rounds.num_rejected += len(groups) - len(accepted)
-    return review.num_more
+    rounds.num_rejected += len(rejected)
+    rounds.num_more = review.num_more
+    unused = dict.fromkeys((group.question_id for group in rejected), "rejected")
+    return unused | dict.fromkeys((group.question_id for group in accepted[room:]), "surplus")

@@ -17,11 +17,11 @@ from pydantic import Field
 from dteframe.contracts import Component, Context, Tracker, TrackerConfig
 from dteframe.errors import ResumeError
 from dteframe.hookspecs import hookimpl
-from dteframe.records import Group, JsonValue, State
+from dteframe.records import FAILURES, Group, JsonValue, State
 from dteframe.reports import GroupsReport, PlanReport, RunSummary, StepReport
 from dteframe.traces import read_trace, write_trace
 
-FILE_NAMES = ("metrics.jsonl", "rollouts.jsonl", "selections.jsonl", "trace.jsonl")
+FILE_NAMES = ("metrics.jsonl", "rollouts.jsonl", "selections.jsonl", "trace.jsonl", "reward_failures.jsonl")
 
 
 class JsonlConfig(TrackerConfig):
@@ -66,11 +66,15 @@ class Jsonl(Tracker):
     def dteframe_groups_scored(self, groups: GroupsReport) -> None:
         """Write one row per group to rollouts.jsonl; of a replayed group only which one it is.
 
-        Whatever the options, trace.jsonl gets a short row of every group that was generated.
+        Whatever the options, trace.jsonl gets a short row of every group that was generated, and
+        reward_failures.jsonl one of every completion that could not be scored.
         """
         if not groups.is_replayed:
             for group in groups.groups:
                 self._write("trace.jsonl", _trace_row(groups, group))
+                for index, status in enumerate(group.reward_statuses):
+                    if status in FAILURES:
+                        self._write("reward_failures.jsonl", _failure(groups, group, index))
         if self.config.rollouts == "none" or groups.step % self.config.rollouts_every:
             return
         for group in groups.groups:
@@ -161,6 +165,7 @@ def _group_name(groups: GroupsReport, group: Group) -> dict[str, JsonValue]:
         "policy_version": group.policy_version,
         "successes": group.successes,
         "trials": group.trials,
+        **({"unused": groups.unused[group.question_id]} if group.question_id in groups.unused else {}),
     }
 
 
@@ -176,10 +181,32 @@ def _trace_row(groups: GroupsReport, group: Group) -> dict[str, JsonValue]:
     }
 
 
+def _failure(groups: GroupsReport, group: Group, index: int) -> dict[str, JsonValue]:
+    """Give a completion that could not be scored, and why."""
+    return {
+        "step": groups.step,
+        "purpose": group.purpose,
+        "question_id": group.question_id,
+        "prompt": groups.prompts[group.question_id],
+        "answer": groups.answers[group.question_id],
+        "text": group.completions[index].text,
+        **_how_scored(group, index),
+    }
+
+
+def _how_scored(group: Group, index: int) -> dict[str, JsonValue]:
+    """Say what became of scoring a completion, unless there is nothing to say."""
+    if not group.reward_statuses or group.reward_statuses[index] == "scored":
+        return {}
+    error = group.reward_errors[index] if group.reward_errors else ""
+    return {"reward_status": group.reward_statuses[index], **({"reward_error": error} if error else {})}
+
+
 def _completion(group: Group, index: int) -> dict[str, JsonValue]:
     """Give one completion with everything known of it but its tokens."""
     completion = group.completions[index]
     return {
+        **_how_scored(group, index),
         "text": completion.text,
         "reward": float(group.rewards[index]),
         "reward_parts": {name: float(scores[index]) for name, scores in group.reward_parts.items()},
