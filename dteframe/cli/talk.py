@@ -42,7 +42,7 @@ def telling_errors(debug: bool) -> Iterator[None]:
     except SilentError:
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
-        say(["interrupted", *getattr(interrupt, "__notes__", [])])
+        say([": ".join(["interrupted", *getattr(interrupt, "__notes__", [])])])
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001  # the last place where an error can be put into words
         if debug:

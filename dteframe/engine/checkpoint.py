@@ -2,76 +2,71 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dteframe.contracts import Component
 from dteframe.engine import calls
+from dteframe.engine.checkpoint_folder import (
+    BEST,
+    CHECKPOINTS,
+    keep_newest,
+    name_of,
+    put_in_place,
+    replace_file,
+    write_manifest,
+    written_whole,
+)
+from dteframe.engine.out_of_memory import SMALLER_OPTIMIZER, memory_for
 from dteframe.engine.progress import Progress
 from dteframe.engine.setup import Setup
-from dteframe.engine.shared_state import Load, Save, shared_components
+from dteframe.engine.shared_state import Load, Save, SavePolicy, shared_components, take_back
 from dteframe.engine.state_files import read_state, write_state
 from dteframe.errors import ResumeError
 
-MANIFEST = "manifest.json"
-
 
 def save_checkpoint(setup: Setup, progress: Progress) -> Path:
-    """Write ``checkpoints/step_000040``: into a folder beside it first, then renamed."""
-    folder = setup.context.run_folder / "checkpoints" / f"step_{progress.step:06d}"
-    fresh = folder.with_name(f".{folder.name}.writing")
-    for unfinished in folder.parent.glob(".step_*.writing"):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    setup.together(Save(fresh))
-    write_state(fresh, "components", _component_states(setup))
-    state = {
-        "pool": setup.pool.fingerprint(),
-        "progress": progress.state_dict(),
-        "meter": setup.meter.state_dict(),
-    }
-    write_state(fresh, "progress", state)
-    files = sorted(path for path in fresh.rglob("*") if path.is_file())
-    manifest = {
-        str(path.relative_to(fresh)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in files
-    }
-    (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in [*fresh.rglob("*"), fresh]:
-        _to_disk(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-    _to_disk(folder.parent)
-    _to_disk(setup.context.run_folder)
+    """Write ``checkpoints/step_000040``, say in ``checkpoints/best.json`` which is best, remove old ones."""
+    progress.note_checkpoint()
+    folder = setup.context.run_folder / CHECKPOINTS / name_of(progress.step)
+    with (
+        memory_for("checkpoint", "writing it", setup.context.device, SMALLER_OPTIMIZER),
+        written_whole(folder) as fresh,
+    ):
+        setup.together(Save(fresh))
+        types = {name: component.config.type for name, component in _stateful(setup).items()}
+        write_state(fresh, "components", {"types": types, "states": _component_states(setup)})
+        state = {
+            "pool": setup.pool.fingerprint(),
+            "plan_sizes": _plan_sizes(setup),
+            "progress": progress.state_dict(),
+            "meter": setup.meter.state_dict(),
+        }
+        write_state(fresh, "progress", state)
+        write_manifest(fresh)
+    best = None
+    if progress.best_step is not None:
+        best = folder.with_name(name_of(progress.best_step))
+        told = {"checkpoint": best.name, "success_rate": progress.best_success_rate}
+        replace_file(folder.with_name(BEST), json.dumps(told) + "\n")
+    keep_newest(folder, setup.recipe.training.save_total_limit, best)
     return folder
 
 
-def newest_checkpoint(run_folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Find the newest whole checkpoint, or None if there is none at all; damaged ones are passed over.
-
-    Raises:
-        ResumeError: there are checkpoints, but every one is damaged.
-    """
-    folders = sorted((run_folder / "checkpoints").glob("step_*"), reverse=True)
-    damages: list[str] = []
-    for folder in folders:
-        damage = _damage(folder)
-        if damage is None:
-            for found in damages:
-                warn(f"{found}; using the checkpoint before it, {folder.name}")
-            return folder
-        damages.append(f"{folder}: {damage}")
-    if damages:
-        raise ResumeError(
-            f"{run_folder}: no checkpoint is whole; restore one, or give another name=... to start afresh\n"
-            + "\n".join(damages)
-        )
-    return None
+def save_policy(setup: Setup) -> None:
+    """Write ``policy``, which plain transformers loads, and ``adapter``, which peft does, if there is one."""
+    run_folder = setup.context.run_folder
+    fresh = run_folder / ".policy.writing"
+    shutil.rmtree(fresh, ignore_errors=True)
+    with memory_for("checkpoint", "writing the policy", setup.context.device, SMALLER_OPTIMIZER):
+        setup.together(SavePolicy(fresh))
+    for folder in sorted(fresh.iterdir()):
+        put_in_place(folder, run_folder / folder.name)
+    fresh.rmdir()
 
 
 def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
@@ -87,16 +82,36 @@ def load_checkpoint(setup: Setup, progress: Progress, folder: Path) -> None:
             f"(now {len(setup.pool.train)} to train on, {len(setup.pool.evaluation)} held out); "
             "bring the data back, or give another name=... to start afresh"
         )
-    states = read_state(folder, "components")
+    written = read_state(folder, "components")
+    states = {name: written["states"][name] for name in _unchanged(setup, written["types"])}
     shared = shared_components(setup.parts)
-    setup.together(Load(folder, {name: states[name] for name in shared}))
+    setup.together(Load(folder, {name: state for name, state in states.items() if name in shared}))
     for name, component in _stateful(setup).items():
-        if name in shared or (name not in states and component.kind == "tracker"):
-            continue  # A tracker that was added since then begins with the next step.
-        with calls.running(component):
-            component.load_state_dict(states[name])
+        if name in states and name not in shared:
+            take_back(component, states[name])
     progress.load_state_dict(state["progress"])
+    if state["plan_sizes"] != _plan_sizes(setup):
+        progress.plan = None  # A fork of other sizes plans anew.
     setup.meter.load_state_dict(state["meter"])
+
+
+def _unchanged(setup: Setup, types: Mapping[str, str]) -> list[str]:
+    """Name the components that are what they were; those that a fork or new trackers bring begin afresh."""
+    names = []
+    for name, component in _stateful(setup).items():
+        now = component.config.type
+        if types.get(name) == now:
+            names.append(name)
+        elif component.kind != "tracker":
+            setup.context.warn(
+                f"{name} {now!r} begins afresh: the checkpoint has the state of {types.get(name)!r}"
+            )
+    return names
+
+
+def _plan_sizes(setup: Setup) -> dict[str, int]:
+    """Give the sizes that a plan is made for."""
+    return {name: size for name, size in asdict(setup.arithmetic).items() if name != "max_steps"}
 
 
 def _stateful(setup: Setup) -> Mapping[str, Component]:
@@ -116,34 +131,3 @@ def _component_states(setup: Setup) -> dict[str, Any]:
         with calls.running(component):
             states[name] = component.state_dict()
     return states
-
-
-def _damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint's files, or None."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"its {MANIFEST} cannot be read ({error})"
-    for name, expected in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes where {expected['bytes']} were written"
-        if _sha256(path) != expected["sha256"]:
-            return f"{name} is not what was written (its sha256 differs)"
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ sends objects; nothing that was pickled is ever kept.
 from __future__ import annotations
 
 import os
+import signal
 import time
 import weakref
 from collections.abc import Iterator
@@ -184,6 +185,7 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 def _wait_to_be_ended(store: Store) -> None:
     """Wait until another process has said why it fails, or the launcher ends this one."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # It was left to the main process so far.
     deadline = time.monotonic() + SECONDS_FOR_THE_LAUNCHER
     while time.monotonic() < deadline and not store.check([FAILURE]):
         time.sleep(0.1)

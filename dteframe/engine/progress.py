@@ -22,10 +22,18 @@ class Progress:
     uses: Uses = field(default_factory=Uses)
     success_rate_before: float | None = None
     success_rate_after: float | None = None
+    evaluated_step: int | None = None
+    """Of ``success_rate_after``."""
+    best_step: int | None = None
+    """The step of the checkpoint whose policy did best on the held-out questions, the first of equals."""
+    best_success_rate: float | None = None
     informative_groups: float = 0.0
     fresh_groups: int = 0
     successes: float = 0.0
     """Sum over fresh groups of their success rates."""
+    first_reward: float | None = None
+    rewards_vary: bool = False
+    """Whether any reward of a fresh group has differed from the first."""
     reference_pearsons: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -36,12 +44,27 @@ class Progress:
                 self.informative_groups += stage.informative_fraction * stage.num_groups
                 self.fresh_groups += stage.num_groups
                 self.successes += stage.success_rate * stage.num_groups
+                if self.first_reward is None:
+                    self.first_reward = stage.reward_mean
+                self.rewards_vary |= stage.reward_std > 0 or stage.reward_mean != self.first_reward
             elif isinstance(stage, EstimateReport) and stage.reference_pearson is not None:
                 self.reference_pearsons.append(stage.reference_pearson)
             elif isinstance(stage, EvaluationReport):
-                if report.step == 0:
-                    self.success_rate_before = stage.success_rate
-                self.success_rate_after = stage.success_rate
+                self.note_evaluation(stage, report.step)
+
+    def note_evaluation(self, evaluation: EvaluationReport, step: int) -> None:
+        """Keep the first and the last held-out success rate."""
+        if step == 0:
+            self.success_rate_before = evaluation.success_rate
+        self.success_rate_after, self.evaluated_step = evaluation.success_rate, step
+
+    def note_checkpoint(self) -> None:
+        """See whether the checkpoint that is about to be written is the best one so far."""
+        rate = self.success_rate_after
+        if rate is None or self.evaluated_step != self.step:
+            return
+        if self.best_success_rate is None or rate > self.best_success_rate:
+            self.best_step, self.best_success_rate = self.step, rate
 
     @property
     def informative_fraction(self) -> float | None:
@@ -63,9 +86,14 @@ class Progress:
             "uses": self.uses.state_dict(),
             "success_rate_before": self.success_rate_before,
             "success_rate_after": self.success_rate_after,
+            "evaluated_step": self.evaluated_step,
+            "best_step": self.best_step,
+            "best_success_rate": self.best_success_rate,
             "informative_groups": self.informative_groups,
             "fresh_groups": self.fresh_groups,
             "successes": self.successes,
+            "first_reward": self.first_reward,
+            "rewards_vary": self.rewards_vary,
             "reference_pearsons": self.reference_pearsons,
             "warnings": self.warnings,
         }

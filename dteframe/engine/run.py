@@ -14,7 +14,9 @@ from dteframe.assemble import Parts, assemble
 from dteframe.contracts import Context
 from dteframe.engine import calls
 from dteframe.engine.canary import canary_for
-from dteframe.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from dteframe.engine.checkpoint import load_checkpoint, save_checkpoint, save_policy
+from dteframe.engine.checkpoint_folder import checkpoints_of, damage_of, newest_checkpoint
+from dteframe.engine.disk import disk_for
 from dteframe.engine.distributed import ALONE, Processes, device_of_this_process
 from dteframe.engine.encode import encode_with
 from dteframe.engine.evaluate import evaluate
@@ -28,6 +30,7 @@ from dteframe.engine.progress import Progress
 from dteframe.engine.reward_pool import Scorer, scoring
 from dteframe.engine.run_folder import (
     cache_folder,
+    changed_plugins,
     check_run_folder,
     clear_run_folder,
     has_begun,
@@ -37,8 +40,8 @@ from dteframe.engine.run_folder import (
 )
 from dteframe.engine.setup import Setup
 from dteframe.engine.sharding import Skeleton
-from dteframe.engine.shared_state import SavePolicy
 from dteframe.engine.step import training_step
+from dteframe.engine.stop import Stop, StoppedError
 from dteframe.engine.streams import Streams
 from dteframe.engine.throughput import throughput_of
 from dteframe.errors import DataError, ResumeError
@@ -56,10 +59,14 @@ def run_recipe(
     runs_folder: Path,
     resume: bool,
     processes: Processes = ALONE,
+    stop: Stop | None = None,
 ) -> RunSummary:
     """Train in ``runs_folder/NAME``; with ``resume``, go on from the newest whole checkpoint.
 
     Under several processes the main one calls this, and the others ``follow_recipe``.
+
+    Raises:
+        StoppedError: ``stop`` heard that the run is to end; a checkpoint of its last step is written.
     """
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it is untyped
     recipe = loaded.recipe
@@ -67,18 +74,25 @@ def run_recipe(
     progress = Progress()
     context = _context(recipe, folder, registry.hooks, progress)
     with locked(folder):
-        check_run_folder(folder, recipe, registry, resume=resume, warn=context.warn)
+        check_run_folder(folder, recipe, resume=resume)
+        for change in changed_plugins(folder, registry) if has_begun(folder) else ():
+            context.warn(change)
         parts = assemble(recipe, registry, context)
         with (
             _listening(parts, registry.hooks),
             saying_how_to_go_on(folder, registry),
+            disk_for(folder),
             scoring(recipe.training, registry, parts.rewards, context) as scorer,
         ):
             setup = _begin(recipe, context, parts, registry, progress, processes, scorer)
             registry.hooks.hook.dteframe_run_started(run=_run_report(setup, progress))
-            _train(setup, progress)
+            try:
+                _train(setup, progress, stop or Stop())
+            except StoppedError:
+                processes.broadcast(None)  # The others have no part in what comes of it.
+                raise
             with setup.meter.stage("checkpoint"):
-                setup.together(SavePolicy(folder))
+                save_policy(setup)
             processes.broadcast(None)  # Nothing more is to be done.
             setup.meter.close_step()
             summary = _summary(setup, progress)
@@ -106,11 +120,11 @@ def _begin(  # noqa: PLR0913  # all that a run begins with, once
         with setup.meter.stage("load"):
             load_checkpoint(setup, progress, checkpoint)
         _refuse_to_go_back(recipe, progress, checkpoint)
-    write_run_folder(folder, recipe, registry)
+    write_run_folder(folder, recipe, registry, progress.step)
     return setup
 
 
-def _train(setup: Setup, progress: Progress) -> None:
+def _train(setup: Setup, progress: Progress, stop: Stop) -> None:
     """Repeat the step: evaluate, report and checkpoint at their turns, and at the end."""
     training, canary_every = setup.recipe.training, setup.recipe.rollout.canary_every
     reports = _checked(setup)
@@ -121,16 +135,22 @@ def _train(setup: Setup, progress: Progress) -> None:
     else:
         setup.meter.close_step()  # What resuming took is no part of a step.
     while progress.step < training.max_steps:
-        reports = list(training_step(setup, progress))
-        is_last = progress.step == training.max_steps
-        if canary_every and progress.step % canary_every == 0:
-            reports += _checked(setup)
-        if training.evaluate_every and (is_last or progress.step % training.evaluate_every == 0):
-            reports.append(evaluate(setup, progress.step))
-        _report(setup, progress, reports)
-        if is_last or (training.checkpoint_every and progress.step % training.checkpoint_every == 0):
-            with setup.meter.stage("checkpoint"):
-                save_checkpoint(setup, progress)
+        with stop.held_together():
+            reports = list(training_step(setup, progress))
+            is_last = progress.step == training.max_steps
+            if canary_every and progress.step % canary_every == 0:
+                reports += _checked(setup)
+            if training.evaluate_every and (is_last or progress.step % training.evaluate_every == 0):
+                reports.append(evaluate(setup, progress.step))
+            _report(setup, progress, reports)
+            is_due = training.checkpoint_every and progress.step % training.checkpoint_every == 0
+            if is_last or is_due or stop.is_wanted:
+                stop.forget_deadline()
+                with setup.meter.stage("checkpoint"):
+                    save_checkpoint(setup, progress)
+    if training.evaluate_every and progress.evaluated_step != progress.step:
+        # The run is resumed where it already has all of its steps, and ends earlier than it was to.
+        progress.note_evaluation(evaluate(setup, progress.step), progress.step)
 
 
 def _checked(setup: Setup) -> list[StageReport]:
@@ -159,12 +179,21 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
     if progress.step == NUM_STEPS_WITHOUT_SIGNAL and progress.informative_groups == 0:
         setup.context.warn(
             f"no group of the first {progress.step} steps held both successes and failures, so nothing is "
-            f"learnt: {_likely_cause(progress)}; look at {setup.context.run_folder / 'rollouts.jsonl'}"
+            f"learnt: {_likely_cause(progress, setup.meter)}; look at {setup.context.run_folder / 'rollouts.jsonl'}"
         )
     setup.hooks.hook.dteframe_step_finished(report=report)
 
 
-def _likely_cause(progress: Progress) -> str:
+def _likely_cause(progress: Progress, meter: Meter) -> str:
+    statuses = meter.reward_statuses
+    num_unscored = statuses.total() - statuses["scored"]
+    if num_unscored > statuses["scored"]:
+        return (
+            f"of {statuses.total()} completions {statuses['unparseable']} hold no answer that the reward finds "
+            f"(its answer_pattern) and {num_unscored - statuses['unparseable']} could not be scored"
+        )
+    if not progress.rewards_vary:
+        return f"all rewards are {progress.first_reward:g}: the reward, or the answers of the data, must be wrong"
     if progress.successes == progress.fresh_groups:
         return "every answer is right: the questions are too easy"
     if progress.successes:
@@ -268,8 +297,9 @@ def saying_how_to_go_on(folder: Path, registry: Registry) -> Iterator[None]:
             for place in _places_outside(error, registry):
                 error.add_note(f"raised in {place}")
         if has_begun(folder) and not isinstance(error, ResumeError):
-            checkpoints = sorted(path.name for path in folder.glob("checkpoints/step_*"))
-            where = f"goes on from {checkpoints[-1]}" if checkpoints else "starts over: no checkpoint yet"
+            found = checkpoints_of(folder)
+            whole = next((path for path in found if damage_of(path, reads_all=False) is None), None)
+            where = f"goes on from {whole.name}" if whole else "starts over: no checkpoint yet"
             error.add_note(f"{folder}: the same command with --resume {where}")
         raise
 
@@ -321,6 +351,7 @@ def _summary(setup: Setup, progress: Progress) -> RunSummary:
         reference_pearson=progress.reference_pearson,
         seconds_by_stage=dict(setup.meter.seconds),
         tokens_by_purpose=dict(setup.meter.tokens),
+        reward_statuses=dict(setup.meter.reward_statuses),
         left_out=setup.pool.left_out,
         warnings=tuple(progress.warnings),
     )

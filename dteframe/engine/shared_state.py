@@ -28,6 +28,7 @@ from dteframe.engine.distributed import Processes
 from dteframe.engine.lora import adapter_weights, load_adapter, write_adapter
 from dteframe.engine.member import Member, Sync, Work
 from dteframe.engine.state_files import read_state, write_state
+from dteframe.errors import ResumeError
 from dteframe.records import State
 
 LEARNER = "learner"
@@ -78,9 +79,9 @@ class Load(Work[None]):
             load_adapter(member.policy, self.folder / "adapter")
         learner_state = read_learner(self.folder, dict(member.policy.module.named_parameters()))
         member.learner.load_state_dict(learner_state)
-        for name, component in shared_components(member.parts).items():
-            with calls.running(component):
-                component.load_state_dict(self.states[name])
+        components = shared_components(member.parts)
+        for name, state in self.states.items():
+            take_back(components[name], state)
         Sync().do(member)
 
 
@@ -124,6 +125,22 @@ def shared_components(parts: Parts) -> Mapping[str, Component]:
     """Name the components that every process uses."""
     named: dict[str, Component] = {"rollout": parts.rollout, "objective": parts.objective}
     return named | {f"reward.{place}": reward for place, reward in enumerate(parts.rewards)}
+
+
+def take_back(component: Component, state: State) -> None:
+    """Give a component the state that it had at a checkpoint.
+
+    Raises:
+        ResumeError: it cannot take it; its code is another than the one that wrote it.
+    """
+    try:
+        with calls.running(component):
+            component.load_state_dict(state)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ResumeError(
+            f"{calls.label(component)}: does not take back its state ({type(error).__name__}: {error}); "
+            "resume with the code that wrote the checkpoint, or give another name=... to start afresh"
+        ) from error
 
 
 def write_learner(folder: Path, state: Mapping[str, Any], processes: Processes) -> None:
