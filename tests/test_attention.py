@@ -29,7 +29,7 @@ from dteframe.estimators.adapter_training import (
 )
 from dteframe.estimators.attention import AttentionConfig, AttentionEstimator
 from dteframe.estimators.none import NoneConfig, NoneEstimator
-from dteframe.estimators.references import TrainingReferences
+from dteframe.estimators.references import AgedReferences
 from dteframe.selectors.difficulty_target import DifficultyTargetConfig, DifficultyTargetSelector
 
 torch = pytest.importorskip("torch")
@@ -674,6 +674,7 @@ def test_training_groups_are_references_that_weigh_by_what_is_left_of_them(conte
         CORNERS,
         references="training",
         reference_half_life=10.0,
+        prior_rollouts=8.0,
         score_temperature=1 / math.log(3),
         recalibrate="none",
     )
@@ -689,8 +690,29 @@ def test_training_groups_are_references_that_weigh_by_what_is_left_of_them(conte
     np.testing.assert_allclose(estimate.evidence - estimate.evidence[3], [4, 8, 0, 0], atol=1e-9)
 
 
+def test_a_prediction_that_is_wrong_about_references_counts_for_little_against_own_counts(context):
+    estimator = started(context, CORNERS, references="training", recalibrate="none", score_temperature=1.0)
+    estimator.observe(observation_of([0, 1], [0, 8], 8, purpose="train"))
+    # Each is predicted from the other alone, as wrongly as can be: worth 1 rollout, the least
+    assert estimator.predict(0).mean[:2].tolist() == pytest.approx([(1 + 0) / (1 + 8), (0 + 8) / (1 + 8)])
+
+
+def test_rolled_out_references_of_earlier_plans_count_where_they_may_age(context):
+    options = {"score_temperature": 1 / math.log(3), "recalibrate": "none"}
+    paper, remembering = (
+        started(context, CORNERS, reference_half_life=half_life, **options) for half_life in (None, 10.0)
+    )
+    for estimator in (paper, remembering):
+        estimator.observe(observation_of([0], [4], 8, version=0))
+        estimator.observe(observation_of([3], [0], 8, version=5, purpose="train"))
+        estimator.observe(observation_of([1], [8], 8, version=10))
+    assert paper.predict(10).mean[3] == pytest.approx(1.0)  # from q1 alone
+    # q0 has 2 of 4 left, q1 8 of 8; what training measured of q3 is no reference
+    assert remembering.predict(10).mean[3] == pytest.approx((4 * 0.5 + 8 / 3 * 1) / (4 + 8 / 3), abs=1e-6)
+
+
 def test_only_the_weightiest_training_groups_are_looked_at():
-    references = TrainingReferences(6, size=2, half_life=1.0)
+    references = AgedReferences(6, size=2, half_life=1.0, only_rolled_out=False)
     for version in range(5):
         rows = (np.array([version]), np.array([1]), np.array([8]))
         references.observe(rows, observation_of([version], [1], 8, version, "train"))

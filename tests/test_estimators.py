@@ -14,7 +14,7 @@ from dteframe.estimators.history_and_attention import (
     HistoryAndAttentionConfig,
     HistoryAndAttentionEstimator,
 )
-from dteframe.estimators.observed import AgedRecord
+from dteframe.estimators.observed import AgedRecord, drifting, halving
 from dteframe.estimators.policy_probe import PolicyProbeConfig, PolicyProbeEstimator, fit_ridge
 from dteframe.estimators.recorded import RecordedConfig, RecordedEstimator
 from dteframe.estimators.references import ReferenceSet
@@ -91,18 +91,29 @@ def test_the_likelihood_of_a_group_by_hand():
 
 
 def test_a_record_halves_with_every_half_life():
-    record = AgedRecord(3, [2.0, np.inf])
+    record = AgedRecord(3, [halving(2.0), halving(np.inf)])
     record.add(np.array([1]), np.array([4]), np.array([8]), policy_version=0)
     record.add(np.array([1]), np.array([1]), np.array([8]), policy_version=2)
     successes, trials = record.at(4, 0)
     np.testing.assert_allclose(successes, [0, (4 / 2 + 1) / 2, 0])
     np.testing.assert_allclose(trials, [0, (8 / 2 + 8) / 2, 0])
     np.testing.assert_allclose(record.at(100, 1, np.array([1])), [[5], [16]])
-    assert record.is_measured.tolist() == [False, True, False]
+
+
+def test_a_record_of_a_drifting_rate_wears_off_the_faster_the_longer_it_is():
+    record = AgedRecord(2, [drifting(100.0), drifting(np.inf)])
+    record.add(np.array([0, 1]), np.array([4, 25]), np.array([8, 100]), policy_version=0)
+    # 1/8 + 25/100 = 3/8, and 1/100 + 25/100 = 26/100; the rates stay 1/2 and 1/4
+    successes, trials = record.at(25, 0)
+    np.testing.assert_allclose(trials, [8 / 3, 100 / 26])
+    np.testing.assert_allclose(successes / trials, [1 / 2, 1 / 4])
+    record.add(np.array([0]), np.array([8]), np.array([8]), policy_version=25)
+    np.testing.assert_allclose(np.array(record.at(25, 0))[:, 0], [4 / 3 + 8, 8 / 3 + 8])
+    np.testing.assert_allclose(np.array(record.at(10_000, 1))[:, 1], [25, 100])
 
 
 def test_a_late_measurement_is_aged_as_if_it_had_come_in_time():
-    in_time, late = AgedRecord(1, [3.0]), AgedRecord(1, [3.0])
+    in_time, late = AgedRecord(1, [halving(3.0)]), AgedRecord(1, [halving(3.0)])
     at_1, at_5 = (
         (np.array([0]), np.array([2]), np.array([4]), 1),
         (np.array([0]), np.array([3]), np.array([4]), 5),
@@ -213,7 +224,7 @@ def test_prior_and_record_are_put_together_by_hand(context):
         context,
         CORNERS,
         prior_rollouts=8.0,
-        history_half_life=float("inf"),
+        history_persistence=float("inf"),
         score_temperature=1 / math.log(3),
         recalibrate="none",
     )
@@ -224,7 +235,7 @@ def test_prior_and_record_are_put_together_by_hand(context):
     np.testing.assert_allclose(estimate.mean[[0, 1, 3]], [12 / 16, 12 / 16, 0.625], atol=1e-6)
     np.testing.assert_allclose(estimate.evidence, [16, 16, 8, 8])
     assert estimate.figures["prior_rollouts"] == 8.0
-    assert "history_half_life_steps" not in estimate.figures
+    assert "history_persistence_rollout_steps" not in estimate.figures
 
 
 def figures_after(context, rates_at, num_steps=40):
@@ -241,8 +252,8 @@ def test_a_policy_that_stands_still_is_given_a_long_memory_and_one_that_jumps_a_
     rates = np.random.default_rng(1).beta(0.5, 0.5, 32)
     still = figures_after(context, lambda step: rates)
     jumps = figures_after(context, lambda step: rates if step // 6 % 2 else 1 - rates)
-    assert still.get("history_half_life_steps", np.inf) >= 50
-    assert jumps["history_half_life_steps"] <= 5
+    assert still.get("history_persistence_rollout_steps", np.inf) >= 2000
+    assert jumps["history_persistence_rollout_steps"] <= 100
     assert still["prior_rollouts"] <= 8
 
 
@@ -250,7 +261,7 @@ def test_a_question_that_attention_knows_gives_it_a_strong_prior(context):
     rng = np.random.default_rng(0)
     embeddings = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
     rates = np.repeat([0.1, 0.4, 0.6, 0.9], 50)
-    estimator = with_history(context, embeddings, history_half_life=float("inf"))
+    estimator = with_history(context, embeddings, history_persistence=float("inf"))
     for step in range(20):
         chosen = rng.choice(200, 20, replace=False)
         estimator.observe(observed(chosen, rng.binomial(8, rates[chosen]), version=step))

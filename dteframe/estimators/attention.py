@@ -10,7 +10,6 @@ from pydantic import Field
 
 from dteframe import (
     Component,
-    Context,
     Estimator,
     Observation,
     Question,
@@ -19,17 +18,21 @@ from dteframe import (
     hookimpl,
 )
 from dteframe.estimators.attention_prediction import AttentionOptions, AttentionPredictor
-from dteframe.estimators.observed import PoolIndex
-from dteframe.estimators.references import RolledOutReferences, TrainingReferences
 from dteframe.records import State
+
+NEWEST_PLAN_PRIOR_ROLLOUTS = 8.0
+"""Of ``prior_rollouts: null`` where the newest plan's references alone count: they may be too few for their
+errors to say much."""
 
 
 class AttentionConfig(AttentionOptions):
     """Options of ``attention``."""
 
     type: Literal["attention"] = "attention"
-    prior_rollouts: float = Field(default=8.0, gt=0)
-    """Rollouts that the prediction counts for where a question was measured itself (kappa)."""
+    prior_rollouts: float | None = Field(default=None, gt=0)
+    """Rollouts that the prediction counts for where a question was measured itself (kappa). null: 8 where the
+    references are the newest plan's alone; else what their leave-one-out errors say that a prediction is
+    worth."""
 
 
 @final
@@ -37,10 +40,10 @@ class AttentionEstimator(Estimator):
     """Predict success rates by attention over reference questions that were measured lately.
 
     With ``references: rolled_out`` the reference set is what was observed with purpose ``reference`` under
-    the newest policy version that has such observations. Counts of training groups are not used: the update
-    that follows them has outdated them before the next prediction. With ``references: training`` nothing is
-    rolled out: every group is a reference, its counts halve with every half-life, and it weighs by what is
-    left.
+    the newest policy version that has such observations; with a half-life earlier ones count too, by what is
+    left of them. Counts of training groups are not used: the update that follows them has outdated them
+    before the next prediction. With ``references: training`` nothing is rolled out: every group is a
+    reference, its counts halve with every half-life, and it weighs by what is left.
 
     References are predicted from the others, and their own counts are blended in: (kappa * prediction +
     successes) / (kappa + trials). Before the first reference every mean is 0.5 with evidence 0.
@@ -60,54 +63,36 @@ class AttentionEstimator(Estimator):
 
     config: AttentionConfig
 
-    def __init__(self, config: AttentionConfig, context: Context) -> None:
-        """Start without a pool."""
-        super().__init__(config, context)
-        self._references: RolledOutReferences | TrainingReferences
-
     def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
         """Embed the pool, and pass it through the adapters once: both stay as they are in the whole run."""
-        config = self.config
-        self._index = PoolIndex(questions, "attention")
-        self._predictor = AttentionPredictor(config, questions, encode_with_policy, self.context)
-        if config.references == "rolled_out":
-            self._references = RolledOutReferences(len(questions))
-        else:
-            self._references = TrainingReferences(
-                len(questions), config.reference_size, config.reference_half_life
-            )
+        self._predictor = AttentionPredictor(self.config, questions, encode_with_policy, self.context)
 
     def references(self, rng: np.random.Generator) -> Sequence[str]:
         """Draw ``reference_size`` questions uniformly without replacement, if they are to be rolled out."""
-        count = self.config.num_references()
-        if not count:
-            return ()
-        drawn = rng.choice(len(self._index), count, replace=False)
-        return tuple(self._index.ids[position] for position in drawn)
+        return self._predictor.draw(rng)
 
     def observe(self, observation: Observation) -> None:
         """Count the successes and trials of references."""
-        self._references.observe(self._index.rows(observation), observation)
+        self._predictor.observe(observation)
 
     def predict(self, policy_version: int) -> SuccessEstimate:
         """Attend, calibrate, correct by the line, and blend in own counts."""
-        references = self._references.at(policy_version)
-        if not len(references):
-            size = len(self._index)
-            return SuccessEstimate(self._index.ids, np.full(size, 0.5), np.zeros(size))
-        predicted = self._predictor.predict(references)
-        mean, evidence = predicted.mean, np.full(len(self._index), predicted.evidence)
-        own, prior = references.positions, self.config.prior_rollouts
+        ids = self._predictor.index.ids
+        predicted = self._predictor.predict(policy_version)
+        if predicted is None:
+            return SuccessEstimate(ids, np.full(len(ids), 0.5), np.zeros(len(ids)))
+        mean, evidence = predicted.mean, np.full(len(ids), predicted.evidence)
+        references, prior = predicted.references, self.config.prior_rollouts
+        if prior is None:
+            prior = NEWEST_PLAN_PRIOR_ROLLOUTS if self.config.looks_at_newest_plan else predicted.evidence
+        own = references.positions
         mean[own] = (prior * mean[own] + references.successes) / (prior + references.trials)
         evidence[own] += references.trials
-        return SuccessEstimate(self._index.ids, mean, evidence, predicted.figures)
+        return SuccessEstimate(ids, mean, evidence, predicted.figures)
 
     def state_dict(self) -> State:
-        """Give the measurements, and one embedding by which a changed embedder is noticed."""
-        return {
-            "references": self._references.state_dict(self._index),
-            "first_embedding": self._predictor.first_embedding,
-        }
+        """Give the measurements."""
+        return self._predictor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the measurements back.
@@ -115,8 +100,7 @@ class AttentionEstimator(Estimator):
         Raises:
             ValueError: the embeddings are not those of the checkpoint.
         """
-        self._predictor.check_first_embedding(state["first_embedding"])
-        self._references.load_state_dict(state["references"], self._index)
+        self._predictor.load_state_dict(state)
 
 
 @hookimpl

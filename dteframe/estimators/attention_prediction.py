@@ -14,17 +14,23 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from dteframe import Context, EstimatorConfig, Question, TextEncoder
+from dteframe import Context, EstimatorConfig, Observation, Question, TextEncoder
 from dteframe.estimators import attention_math
 from dteframe.estimators.adapter import Adapter, load_adapter
 from dteframe.estimators.embeddings import EmbeddingsConfig, PolicyEmbeddings, embed, embedder_of
-from dteframe.estimators.references import ReferenceSet
+from dteframe.estimators.observed import PoolIndex
+from dteframe.estimators.references import AgedReferences, ReferenceSet, RolledOutReferences
 from dteframe.estimators.scratch import scratch_matrix
+from dteframe.records import State
 
 SCORE_TEMPERATURES = (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0)
 """What is tried without an adapter: from nearly the nearest reference alone to nearly the mean of all."""
 SAME_EMBEDDING_COSINE = 0.99
 """Below this a question's embedding is not the one of the checkpoint: rounding on another device is above."""
+TRAINING_HALF_LIFE = 50.0
+"""Of ``reference_half_life: null`` with ``references: training``, in steps."""
+MAX_REMEMBERED = 1024
+"""Rolled-out references of earlier plans that are looked at at most: each is compared with each."""
 
 
 class AttentionOptions(EstimatorConfig):
@@ -36,8 +42,10 @@ class AttentionOptions(EstimatorConfig):
     references: Literal["rolled_out", "training"] = "rolled_out"
     """Whose success rates are attended to: of questions rolled out for it at each plan, or of those that
     training measured anyway, which cost nothing and are a little outdated."""
-    reference_half_life: float = Field(default=50.0, gt=0)
-    """With ``references: training``: steps after which a measured group counts for half."""
+    reference_half_life: float | None = Field(default=None, gt=0)
+    """Steps after which a measured group counts for half. null: 50 with ``references: training``; of
+    rolled-out references those of the newest plan alone count, as in the paper. A number there keeps earlier
+    plans' references too, aged: many more of them at the same price."""
     embeddings: EmbeddingsConfig = PolicyEmbeddings()
     """Where the questions' embeddings come from: ``{type: policy}``, ``{type: sentence, path: ...}`` or
     ``{type: lm, path: ...}``."""
@@ -60,11 +68,17 @@ class AttentionOptions(EstimatorConfig):
         """Count the reference questions of a plan."""
         return self.reference_size if self.references == "rolled_out" else 0
 
+    @property
+    def looks_at_newest_plan(self) -> bool:
+        """Whether the references are those of the newest plan alone."""
+        return self.references == "rolled_out" and self.reference_half_life is None
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionPrediction:
     """What the references say of some questions; of a reference itself, what the others say."""
 
+    references: ReferenceSet
     mean: Float[np.ndarray, "queries"]
     evidence: float
     """Rollouts that each of the means is worth."""
@@ -72,7 +86,7 @@ class AttentionPrediction:
 
 
 class AttentionPredictor:
-    """Embeddings of a pool, and what references say of its questions."""
+    """Embeddings of a pool, references among its questions, and what these say of the others."""
 
     def __init__(
         self,
@@ -82,7 +96,8 @@ class AttentionPredictor:
         context: Context,
     ) -> None:
         """Embed the pool, and pass it through the query adapter once: both stay so in the whole run."""
-        self._options, self._first_id = options, questions[0].id
+        self._options, self.index = options, PoolIndex(questions, options.type)
+        self._references = _reference_record(options, len(questions))
         if options.references == "rolled_out" and options.reference_size > len(questions):
             raise ValueError(
                 f"{options.type}: reference_size {options.reference_size} is more than the "
@@ -90,7 +105,7 @@ class AttentionPredictor:
             )
         embedder = embedder_of(options.embeddings, encode_with_policy, context)
         embeddings = embed([question.text for question in questions], embedder, context)
-        self.first_embedding = np.array(embeddings[0])
+        self._first_embedding = np.array(embeddings[0])
         self._embeddings, self._adapter = embeddings, self._load_adapter(embedder.id, embeddings.shape[1])
         if self._adapter is None:
             attention_math.centre_and_normalise(embeddings)
@@ -107,15 +122,33 @@ class AttentionPredictor:
                 rows = slice(first, first + attention_math.ROWS_AT_ONCE)
                 self._queries[rows] = self._adapter.transform("query", embeddings[rows])
 
+    def draw(self, rng: np.random.Generator) -> tuple[str, ...]:
+        """Draw the questions to roll out uniformly without replacement, if any are to be."""
+        count = self._options.num_references()
+        if not count:
+            return ()
+        return tuple(self.index.ids[place] for place in rng.choice(len(self.index), count, replace=False))
+
+    def observe(self, observation: Observation) -> None:
+        """Count the successes and trials of references."""
+        self._references.observe(self.index.rows(observation), observation)
+
     def predict(
-        self, references: ReferenceSet, positions: Int[np.ndarray, "queries"] | None = None
-    ) -> AttentionPrediction:
+        self, policy_version: int, positions: Int[np.ndarray, "queries"] | None = None
+    ) -> AttentionPrediction | None:
         """Attend, calibrate and correct by the line; of the whole pool unless positions are given.
 
         Args:
-            references: at least one. Where their trials differ, each weighs as much as it has.
+            policy_version: up to which references age.
             positions: which questions to predict; distinct.
+
+        Returns:
+            None before there is any reference. Where references' trials differ, each weighs as much as it
+            has.
         """
+        references = self._references.at(policy_version)
+        if not len(references):
+            return None
         rates, offsets = references.rates, _offsets(references)
         keys = self._keys(references.positions)
         own_scores = self._queries[references.positions] @ keys.T
@@ -149,22 +182,30 @@ class AttentionPredictor:
             figures["recalibration_unlimited_slope"] = line.unlimited_slope
         figures["score_temperature"] = temperature
         evidence = attention_math.prediction_evidence(left_out, references.successes, references.trials)
-        return AttentionPrediction(mean, evidence, figures)
+        return AttentionPrediction(references, mean, evidence, figures)
 
-    def check_first_embedding(self, before: Any) -> None:
-        """Refuse to go on with other embeddings than those of a checkpoint.
+    def state_dict(self) -> State:
+        """Give the measurements, and one embedding by which a changed embedder is noticed."""
+        return {
+            "references": self._references.state_dict(self.index),
+            "first_embedding": self._first_embedding,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the measurements back.
 
         Raises:
-            ValueError: the first question's embedding is another.
+            ValueError: the first question's embedding is not that of the checkpoint.
         """
-        then, now = np.asarray(before, np.float64), self.first_embedding.astype(np.float64)
+        then, now = np.asarray(state["first_embedding"], np.float64), self._first_embedding.astype(np.float64)
         lengths = float(np.linalg.norm(then) * np.linalg.norm(now))
         if then.shape != now.shape or then @ now < SAME_EMBEDDING_COSINE * lengths:
             raise ValueError(
-                f"{self._options.type}: the embedding of question {self._first_id!r} is not the "
+                f"{self._options.type}: the embedding of question {self.index.ids[0]!r} is not the "
                 "checkpoint's; resume with the same dataset and embeddings (those of the policy as it was "
                 "before training)"
             )
+        self._references.load_state_dict(state["references"], self.index)
 
     def _keys(self, positions: Int[np.ndarray, "references"]) -> Float[np.ndarray, "references width"]:
         """Give what queries are multiplied with, over the width's root where an adapter was trained so."""
@@ -204,6 +245,18 @@ class AttentionPredictor:
                 "estimator.embeddings or estimator.adapter"
             )
         return adapter
+
+
+def _reference_record(options: AttentionOptions, num_questions: int) -> RolledOutReferences | AgedReferences:
+    """Make the record of measured groups that the options ask for."""
+    half_life = options.reference_half_life
+    if options.references == "training":
+        size, half_life = options.reference_size, half_life or TRAINING_HALF_LIFE
+        return AgedReferences(num_questions, size, half_life, only_rolled_out=False)
+    if half_life is None:  # the newest plan's alone
+        return RolledOutReferences(num_questions)
+    size = max(MAX_REMEMBERED, options.reference_size)
+    return AgedReferences(num_questions, size, half_life, only_rolled_out=True)
 
 
 def _offsets(references: ReferenceSet) -> Float[np.ndarray, "references"] | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -52,18 +52,38 @@ class PoolIndex:
         return positions, sums[0], sums[1]
 
 
-class AgedRecord:
-    """Successes and trials per question that halve with every half-life of policy versions.
+Ageing: TypeAlias = "Callable[[Float[np.ndarray, 'n'], Int[np.ndarray, 'n']], Float[np.ndarray, 'n']]"
+"""Of records of some rollouts, after some policy versions: the share of each that still counts."""
 
-    Several half-lives are kept at once, so that the better one can be found. A question's sums are those of
-    its last measurement and fade when they are read: the cost of a measurement does not depend on the pool.
+
+def halving(half_life: float) -> Ageing:
+    """Let records halve with every ``half_life`` policy versions, however long they are."""
+    return lambda trials, age: np.asarray(np.exp2(-age / half_life))
+
+
+def drifting(persistence: float) -> Ageing:
+    """Let records wear off as they do of a rate that takes a random step with every policy version.
+
+    Steps of variance m (1 - m) / persistence add age / persistence to 1 / n, the variance of a record of n
+    rollouts over m (1 - m): n / (1 + n age / persistence) are left, at most persistence / age. Long records
+    wear off fast, short ones slowly: a question that is measured over and over forgets as if by a half-life,
+    and one that nobody asked since keeps what is known of it.
+    """
+    return lambda trials, age: np.asarray(1 / (1 + trials * age / persistence))
+
+
+class AgedRecord:
+    """Successes and trials per question that count for less the older they are, in one or several ways.
+
+    Several ways are kept at once, so that the better one can be found. A question's sums are those of its
+    last measurement and age when they are read: the cost of a measurement does not depend on the pool.
     """
 
-    def __init__(self, num_questions: int, half_lives: Sequence[float]) -> None:
-        """Start without measurements; half-lives are in policy versions, ``inf`` never fades."""
-        self.half_lives = np.array(half_lives, np.float64)
-        self._successes = np.zeros((len(half_lives), num_questions))
-        self._trials = np.zeros((len(half_lives), num_questions))
+    def __init__(self, num_questions: int, ageings: Sequence[Ageing]) -> None:
+        """Start without measurements."""
+        self._ageings = tuple(ageings)
+        self._successes = np.zeros((len(ageings), num_questions))
+        self._trials = np.zeros((len(ageings), num_questions))
         self._version = np.full(num_questions, -1, np.int64)
 
     def add(
@@ -75,26 +95,21 @@ class AgedRecord:
     ) -> None:
         """Add measurements of distinct questions; those of an older version are aged on arrival."""
         newest = np.maximum(self._version[positions], policy_version)
-        before, own = self._fading(newest - self._version[positions]), self._fading(newest - policy_version)
-        self._successes[:, positions] = before * self._successes[:, positions] + own * successes
-        self._trials[:, positions] = before * self._trials[:, positions] + own * trials
+        age, own_age = newest - self._version[positions], newest - policy_version
+        for place, ageing in enumerate(self._ageings):
+            before, own = ageing(self._trials[place, positions], age), ageing(trials, own_age)
+            self._successes[place, positions] = before * self._successes[place, positions] + own * successes
+            self._trials[place, positions] = before * self._trials[place, positions] + own * trials
         self._version[positions] = newest
 
     def at(
-        self, policy_version: int, half_life: int, positions: Int[np.ndarray, "n"] | slice = slice(None)
+        self, policy_version: int, way: int, positions: Int[np.ndarray, "n"] | slice = slice(None)
     ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-        """Give aged successes and trials, under the half-life of that number."""
+        """Give aged successes and trials, in the way of that number."""
+        trials = self._trials[way, positions]
         age = np.maximum(policy_version - self._version[positions], 0)
-        fading = self._fading(age)[half_life]
-        return (
-            fading * self._successes[half_life, positions],
-            fading * self._trials[half_life, positions],
-        )
-
-    @property
-    def is_measured(self) -> np.ndarray:
-        """Say of each question whether it was ever measured (bool)."""
-        return np.asarray(self._version >= 0)
+        kept = self._ageings[way](trials, age)
+        return kept * self._successes[way, positions], kept * trials
 
     def state_dict(self) -> State:
         """Give the measured questions alone."""
@@ -112,6 +127,3 @@ class AgedRecord:
         self._version[positions] = state["versions"]
         self._successes[:, positions] = state["successes"]
         self._trials[:, positions] = state["trials"]
-
-    def _fading(self, age: Int[np.ndarray, "n"]) -> Float[np.ndarray, "half_lives n"]:
-        return np.asarray(np.exp2(-age / self.half_lives[:, None]))

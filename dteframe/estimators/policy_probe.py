@@ -23,7 +23,7 @@ from dteframe import (
 from dteframe.estimators import attention_math
 from dteframe.estimators.embeddings import EmbeddingsConfig, PolicyEmbeddings, embed, embedder_of
 from dteframe.estimators.observed import PoolIndex
-from dteframe.estimators.references import ReferenceSet, TrainingReferences
+from dteframe.estimators.references import AgedReferences, ReferenceSet
 from dteframe.records import State
 
 PENALTIES = tuple(float(value) for value in np.logspace(-2, 4, 13))
@@ -73,7 +73,9 @@ class PolicyProbeEstimator(Estimator):
         embedder = embedder_of(self.config.embeddings, encode_with_policy, self.context)
         self._features = embed([question.text for question in questions], embedder, self.context)
         attention_math.centre_and_normalise(self._features)
-        self._groups = TrainingReferences(len(questions), self.config.max_groups, self.config.half_life)
+        self._groups = AgedReferences(
+            len(questions), self.config.max_groups, self.config.half_life, only_rolled_out=False
+        )
 
     def observe(self, observation: Observation) -> None:
         """Take groups of either purpose in."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from dteframe import Observation
-from dteframe.estimators.observed import AgedRecord, PoolIndex
+from dteframe.estimators.observed import AgedRecord, PoolIndex, halving
 from dteframe.records import State
 
 Source: TypeAlias = Literal["rolled_out", "training"]
@@ -86,17 +86,21 @@ class RolledOutReferences:
         self._counts[1, positions] = state["trials"]
 
 
-class TrainingReferences:
-    """The questions that weigh most after all groups have aged, training's included: no rollout is spent."""
+class AgedReferences:
+    """The measured questions that weigh most after all groups have aged."""
 
-    def __init__(self, num_questions: int, size: int, half_life: float) -> None:
-        """Start without measurements; at most ``size`` questions are references at a time."""
-        self._size = size
-        self._record = AgedRecord(num_questions, [half_life])
+    def __init__(self, num_questions: int, size: int, half_life: float, *, only_rolled_out: bool) -> None:
+        """Start without measurements; at most ``size`` questions are references at a time.
+
+        ``only_rolled_out`` leaves out what training measured.
+        """
+        self._size, self._only_rolled_out = size, only_rolled_out
+        self._record = AgedRecord(num_questions, [halving(half_life)])
 
     def observe(self, rows: tuple[np.ndarray, np.ndarray, np.ndarray], observation: Observation) -> None:
-        """Add groups of either purpose."""
-        self._record.add(*rows, observation.policy_version)
+        """Add groups of the purposes that count."""
+        if observation.purpose == "reference" or not self._only_rolled_out:
+            self._record.add(*rows, observation.policy_version)
 
     def at(self, policy_version: int) -> ReferenceSet:
         """Age the record, and take the questions with most rollouts left, the earlier one where they tie."""
