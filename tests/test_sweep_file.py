@@ -326,7 +326,7 @@ def test_the_papers_pairs_are_checked_in_less_than_two_seconds_of_cpu():
         "code = app(sys.argv[1:], standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\nprint(time.process_time())"
     )
-    path = "recipes/sweeps/paper_pairs.yaml"
+    path = "recipes/sweeps/paper_six_pairs.yaml"
     done = subprocess.run(
         [sys.executable, "-c", measured, "validate", path],
         cwd=PROJECT,
@@ -388,7 +388,7 @@ def test_values_are_written_plainly_where_they_can_be(value, text):
 
 @pytest.fixture(scope="module")
 def papers_recipes():
-    path = PROJECT / "recipes" / "sweeps" / "paper_pairs.yaml"
+    path = PROJECT / "recipes" / "sweeps" / "paper_six_pairs.yaml"
     registry = load_registry([])
     sweep = load_sweep(path, (), lambda recipe: registry)
     assert sweep.notes == ()
