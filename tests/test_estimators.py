@@ -273,22 +273,25 @@ def test_a_question_that_attention_knows_gives_it_a_strong_prior(context):
 # policy_probe
 
 
-def test_leaving_a_group_out_is_fitting_without_it():
+@pytest.mark.parametrize("width", [3, 20])  # fewer features than groups, and more
+def test_leaving_a_group_out_is_fitting_without_it(width):
     rng = np.random.default_rng(0)
-    features, trials = rng.normal(size=(12, 3)), rng.uniform(1, 8, 12)
+    features, trials = rng.normal(size=(12, width)), rng.uniform(1, 8, 12)
     groups = ReferenceSet(np.arange(12), trials * rng.random(12), trials)
     fit = fit_ridge(features, groups)
     weights = trials / trials.mean()
     for place in range(12):
         kept = np.arange(12) != place
         design = np.column_stack([features[kept], np.ones(11)])
-        penalty = np.diag([fit.penalty] * 3 + [0.0])
+        penalty = np.diag([fit.penalty] * width + [0.0])
         weighted = design.T * weights[kept]
         solution = np.linalg.solve(weighted @ design + penalty, weighted @ groups.rates[kept])
-        assert fit.left_out[place] == pytest.approx(features[place] @ solution[:3] + solution[3])
+        assert fit.left_out[place] == pytest.approx(features[place] @ solution[:-1] + solution[-1])
     whole = np.column_stack([features, np.ones(12)])
     weighted = whole.T * weights
-    solution = np.linalg.solve(weighted @ whole + np.diag([fit.penalty] * 3 + [0.0]), weighted @ groups.rates)
+    solution = np.linalg.solve(
+        weighted @ whole + np.diag([fit.penalty] * width + [0.0]), weighted @ groups.rates
+    )
     np.testing.assert_allclose([*fit.direction, fit.intercept], solution, atol=1e-9)
 
 

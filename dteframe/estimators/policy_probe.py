@@ -133,8 +133,10 @@ class RidgeFit:
 def fit_ridge(features: Float[np.ndarray, "groups width"], groups: ReferenceSet) -> RidgeFit:
     """Fit the groups' rates, each weighing by its trials, under the penalty of least leave-one-out error.
 
-    The weighted fit with an intercept is an ordinary one on rows scaled by the square root of their weight;
-    one decomposition of their inner products serves every penalty.
+    The weighted fit with an intercept is an ordinary one on rows scaled by the square root of their weight.
+    One decomposition serves every penalty: of the rows' inner products or of the features', whichever are
+    fewer. Its projections P, with orthogonal columns of squared lengths v, fit P ((P' targets) / (v +
+    penalty)).
     """
     weights = groups.trials / groups.trials.mean()
     roots = np.sqrt(weights)
@@ -142,22 +144,26 @@ def fit_ridge(features: Float[np.ndarray, "groups width"], groups: ReferenceSet)
     level = float(np.average(groups.rates, weights=weights))
     rows = (features - centre) * roots[:, None]
     targets = (groups.rates - level) * roots
-    values, vectors = np.linalg.eigh(rows @ rows.T)
+    has_fewer_features = rows.shape[1] < rows.shape[0]
+    values, vectors = np.linalg.eigh(rows.T @ rows if has_fewer_features else rows @ rows.T)
     values = np.maximum(values, 0.0)
-    turned = vectors.T @ targets
+    projections = rows @ vectors if has_fewer_features else vectors * np.sqrt(values)
+    turned, squares = projections.T @ targets, projections**2
     best: tuple[float, float, np.ndarray] | None = None
     for penalty in PENALTIES:
-        shrunk = values / (values + penalty)
-        fitted = vectors @ (shrunk * turned)
+        fitted = projections @ (turned / (values + penalty))
         # The share of a point in its own fit; the intercept's own share comes on top.
-        share = np.minimum((vectors**2) @ shrunk + weights / weights.sum(), 0.999)
+        share = np.minimum(squares @ (1 / (values + penalty)) + weights / weights.sum(), 0.999)
         errors = (targets - fitted) / (1 - share)
         loss = float(np.mean(errors**2))
         if best is None or loss < best[0]:
             best = loss, penalty, groups.rates - errors / roots
     assert best is not None
     _, penalty, left_out = best
-    direction = rows.T @ (vectors @ (turned / (values + penalty)))
+    if has_fewer_features:
+        direction = vectors @ (turned / (values + penalty))
+    else:
+        direction = rows.T @ (vectors @ ((vectors.T @ targets) / (values + penalty)))
     return RidgeFit(direction, level - float(centre @ direction), left_out, penalty)
 
 
