@@ -14,7 +14,9 @@ from dteframe import Context, DataError
 from dteframe.estimators.embeddings import (
     Embedder,
     EmbeddingsConfig,
+    JoinedEmbeddings,
     LanguageModelEmbeddings,
+    NgramEmbeddings,
     PolicyEmbeddings,
     SentenceEmbeddings,
     check_sentence_model,
@@ -23,6 +25,7 @@ from dteframe.estimators.embeddings import (
     find_model_folder,
     in_order,
 )
+from dteframe.estimators.ngrams import ngram_embeddings
 from dteframe.estimators.scratch import scratch_matrix
 from dteframe.testing.tiny import tiny_policy
 
@@ -282,3 +285,45 @@ def test_rows_that_vanish_while_they_are_read_are_told(tmp_path):
     pieces = iter([(["a"], np.ones((1, 2), np.float32))])
     with pytest.raises(DataError, match="1 of 2 embeddings vanished while they were read"):
         in_order(["a", "b"], pieces, tmp_path)
+
+
+# Without a model, and several at once
+
+
+def test_ngrams_of_texts_that_share_nothing_are_orthogonal_up_to_chance():
+    same, spaced, other = ngram_embeddings(["Find $x^2$ now", "find  $x^2$\nnow", "abcdefgh"], 2**16)
+    np.testing.assert_array_equal(same, spaced)  # case and spacing do not count
+    assert np.linalg.norm(same) == pytest.approx(1.0)
+    assert abs(same @ other) < 0.1
+
+
+def test_ngrams_of_a_text_by_hand():
+    # Letters between single spaces: " a " is one run of three; the words are "a" alone.
+    (row,) = ngram_embeddings(["A"], 2**16)
+    np.testing.assert_allclose(np.sort(np.abs(row))[-3:], [0, 2**-0.5, 2**-0.5])
+    # " aa " has two runs of three, one of four, and one word: four runs that occur once.
+    (row,) = ngram_embeddings(["aa"], 2**16)
+    np.testing.assert_allclose(np.sort(np.abs(row))[-5:], [0, 0.5, 0.5, 0.5, 0.5])
+
+
+def test_a_run_that_occurs_twice_counts_one_and_log_two():
+    (row,) = ngram_embeddings(["7 7"], 2**16)  # " 7 " twice, "7 7", " 7 7" and "7 7 "; words 7 twice and 7 7
+    counts = np.array([1 + np.log(2)] * 2 + [1.0] * 4)
+    expected = np.sort(counts / np.linalg.norm(counts))
+    np.testing.assert_allclose(np.sort(np.abs(row))[-6:], expected, rtol=1e-6)
+
+
+def test_ngrams_are_the_same_in_every_batch_and_leave_no_cache(context):
+    embedder = embedder_of(NgramEmbeddings(width=16), no_policy, context)
+    found = embed([*TEXTS, "one"], embedder, context)
+    np.testing.assert_array_equal(found, ngram_embeddings([*TEXTS, "one"], 16))
+    assert not list(context.cache_folder.rglob("*.safetensors"))
+
+
+def test_joined_embeddings_stand_side_by_side(context, model_folder):
+    parts = (NgramEmbeddings(width=16), LanguageModelEmbeddings(path=str(model_folder)))
+    embedders = [embedder_of(part, no_policy, context) for part in parts]
+    joined = embedder_of(JoinedEmbeddings(parts=parts), no_policy, context)
+    found = embed(TEXTS, joined, context)
+    np.testing.assert_array_equal(found, np.hstack([embed(TEXTS, part, context) for part in embedders]))
+    assert joined.id == f"ngrams:16+{embedders[1].id}"

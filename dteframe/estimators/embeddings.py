@@ -2,7 +2,8 @@
 
 A cache entry is a safetensors file of up to 1,024 rows whose metadata names the texts by hash, in a folder
 named by the hash of everything that the numbers depend on: the model's files, the pooling and the length
-limit. Embeddings of the policy itself are not cached: its weights have no name.
+limit. Embeddings of the policy itself are not cached: its weights have no name; nor are hashed n-grams, which
+are as quickly computed as read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, Field
 
 from dteframe import Context, DataError, PluginConfig, TextEncoder
+from dteframe.estimators.ngrams import ngram_embeddings
 from dteframe.estimators.scratch import scratch_matrix
 
 if TYPE_CHECKING:
@@ -75,9 +77,36 @@ class LanguageModelEmbeddings(FolderEmbeddings):
     two thirds told more of difficulty than all (docs/estimators.md), and cost less."""
 
 
-EmbeddingsConfig = Annotated[
-    PolicyEmbeddings | SentenceEmbeddings | LanguageModelEmbeddings, Field(discriminator="type")
+class NgramEmbeddings(BaseModel):
+    """Which runs of characters and words a text holds, hashed: no model, a millisecond for some texts."""
+
+    model_config = PluginConfig.model_config
+
+    type: Literal["ngrams"] = "ngrams"
+    width: int = Field(default=2048, ge=1)
+    """Numbers in an embedding; fewer make more runs share a place."""
+
+
+PartConfig = Annotated[
+    PolicyEmbeddings | SentenceEmbeddings | LanguageModelEmbeddings | NgramEmbeddings,
+    Field(discriminator="type"),
 ]
+
+
+class JoinedEmbeddings(BaseModel):
+    """Several embeddings side by side, for a trained adapter, which scales every column.
+
+    Without one the part whose numbers are the largest outweighs the others.
+    """
+
+    model_config = PluginConfig.model_config
+
+    type: Literal["joined"] = "joined"
+    parts: tuple[PartConfig, ...] = Field(min_length=2)
+    """The embeddings, each as it would stand alone."""
+
+
+EmbeddingsConfig = Annotated[PartConfig | JoinedEmbeddings, Field(discriminator="type")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +119,31 @@ class Embedder:
     load: Callable[[Sequence[str]], TextEncoder]
     """Loads it; is given all texts that will be embedded, to warn once of those that are too long."""
     batch_size: int | None
-    """Texts per call. None for the policy, which makes its own batches, reports its own progress, and is not
-    cached."""
+    """Texts per call. None for the policy, which makes its own batches and reports its own progress."""
+    is_cached: bool = True
+    """False for the policy, whose weights have no name, and for what is as quickly computed as read."""
+    parts: tuple[Embedder, ...] = ()
+    """Those that stand side by side; then there is nothing to load."""
 
 
-def embedder_of(
-    config: PolicyEmbeddings | SentenceEmbeddings | LanguageModelEmbeddings,
-    encode_with_policy: TextEncoder,
-    context: Context,
-) -> Embedder:
+def embedder_of(config: EmbeddingsConfig, encode_with_policy: TextEncoder, context: Context) -> Embedder:
     """Find the embedder that a recipe asks for; reads a model's files to name them, but does not load it.
 
     Raises:
         DataError: the folder, package or hub model cannot be found, or is not a model that this can read.
     """
     if isinstance(config, PolicyEmbeddings):
-        return Embedder("policy", lambda _: encode_with_policy, None)
+        return Embedder("policy", lambda _: encode_with_policy, None, is_cached=False)
+    if isinstance(config, NgramEmbeddings):
+        return Embedder(
+            f"ngrams:{config.width}",
+            lambda _: lambda texts: ngram_embeddings(texts, config.width),
+            ROWS_PER_FILE,
+            is_cached=False,
+        )
+    if isinstance(config, JoinedEmbeddings):
+        parts = tuple(embedder_of(part, encode_with_policy, context) for part in config.parts)
+        return Embedder("+".join(part.id for part in parts), _nothing_to_load, None, parts=parts)
     folder = find_model_folder(config.path, config.revision)
     if isinstance(config, SentenceEmbeddings):
         check_sentence_model(folder)
@@ -125,20 +163,42 @@ def embed(texts: Sequence[str], embedder: Embedder, context: Context) -> Float[n
     Raises:
         ValueError: an embedding is not finite; names the text.
     """
+    if embedder.parts:
+        return side_by_side([embed(texts, part, context) for part in embedder.parts], context)
     hashes = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
     missing = dict(zip(hashes, texts, strict=True))
-    if embedder.batch_size is None:
-        names, ordered = by_length(missing)
-        rows = checked(embedder.load(ordered)(ordered), ordered, embedder.id)
-        pieces: Iterator[tuple[Sequence[str], Float[np.ndarray, "texts width"]]] = iter([(names, rows)])
+    if not embedder.is_cached:
+        pieces = encoded(missing, embedder)
     else:
         folder = embedding_folder(embedder, context)
         for name in names_in_cache(folder):
             missing.pop(name, None)
         if missing:
-            encode_into_cache(missing, embedder, embedder.batch_size, context)
+            encode_into_cache(missing, embedder, context)
         pieces = read_cached(folder, frozenset(hashes))
     return in_order(hashes, pieces, context.cache_folder / "embeddings")
+
+
+def side_by_side(
+    matrices: Sequence[Float[np.ndarray, "texts _"]], context: Context
+) -> Float[np.ndarray, "texts width"]:
+    """Join matrices of as many rows into one."""
+    ends = np.cumsum([matrix.shape[1] for matrix in matrices]).tolist()
+    joined = scratch_matrix(context.cache_folder / "embeddings", len(matrices[0]), ends[-1])
+    for matrix, end in zip(matrices, ends, strict=True):
+        joined[:, end - matrix.shape[1] : end] = matrix
+    return joined
+
+
+def encoded(
+    texts: Mapping[str, str], embedder: Embedder
+) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "texts width"]]]:
+    """Embed texts, by hash, without a cache, batch by batch."""
+    names, ordered = by_length(texts)
+    encode, size = embedder.load(ordered), embedder.batch_size or len(ordered)
+    for first in range(0, len(ordered), size):
+        batch = ordered[first : first + size]
+        yield names[first : first + size], checked(encode(batch), batch, embedder.id)
 
 
 def by_length(texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -179,12 +239,10 @@ def in_order(
     return matrix
 
 
-def encode_into_cache(
-    missing: Mapping[str, str], embedder: Embedder, batch_size: int, context: Context
-) -> None:
+def encode_into_cache(missing: Mapping[str, str], embedder: Embedder, context: Context) -> None:
     """Embed texts, by hash, batch by batch, writing a cache file as soon as its rows are there."""
     names, texts = by_length(missing)
-    encode = embedder.load(texts)
+    encode, batch_size = embedder.load(texts), embedder.batch_size or len(texts)
     for begin in range(0, len(texts), ROWS_PER_FILE):
         end = min(begin + ROWS_PER_FILE, len(texts))
         batches = []
@@ -401,6 +459,10 @@ def load_encoder(
         return np.asarray(means.cpu().numpy())
 
     return encode
+
+
+def _nothing_to_load(texts: Sequence[str]) -> TextEncoder:
+    raise AssertionError("joined embeddings are made of their parts")
 
 
 def keep_layers(module: PreTrainedModel, num_layers: int, folder: Path) -> None:
