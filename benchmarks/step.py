@@ -52,28 +52,32 @@ tracker: [{{type: jsonl}}]
 
 
 class Turns:
-    """Two threads that take steps in turn, and the CPU-seconds of each step."""
+    """Threads that take steps in turn, and the CPU-seconds of each step."""
 
-    def __init__(self) -> None:
-        """Begin with TRL."""
-        self.seconds: tuple[list[float], list[float]] = ([], [])
-        self.tokens: tuple[list[float], list[float]] = ([], [])
+    def __init__(self, num_sides: int = 2) -> None:
+        """Begin with the first side."""
+        self.seconds: tuple[list[float], ...] = tuple([] for _ in range(num_sides))
+        self.tokens: tuple[list[float], ...] = tuple([] for _ in range(num_sides))
         """Mean completion tokens of each step."""
-        self._may_go = (threading.Semaphore(0), threading.Semaphore(0))
+        self._may_go = [threading.Semaphore(0) for _ in range(num_sides)]
         self._since = 0.0
         self._has_failed = False
 
     def begin(self, side: int) -> None:
         """Wait for the first turn."""
-        if side == 1:
+        if side:
             self._wait(side)
 
     def step_ended(self, side: int, is_last: bool) -> None:
-        """Note a step, let the other side take one, and wait for it."""
-        self.seconds[side].append(time.process_time() - self._since)
-        self._may_go[1 - side].release()
+        """Note a step, let the other sides take one each, and wait for them."""
+        self.seconds[side].append(self.seconds_so_far())
+        self._may_go[(side + 1) % len(self._may_go)].release()
         if not is_last:
             self._wait(side)
+
+    def seconds_so_far(self) -> float:
+        """Give the CPU-seconds of the step that is being taken."""
+        return time.process_time() - self._since
 
     def fail(self) -> None:
         """Let nobody wait for a side that has failed."""
