@@ -386,6 +386,8 @@ class RunSummary:
     """Wall-clock over stops and resumes."""
     tokens_by_purpose: Mapping[str, int]
     """Generated tokens by what they were for."""
+    reward_statuses: Mapping[str, int]
+    """What became of scoring the completions: ``scored``, ``unparseable``, ``timeout``, ``error``."""
     left_out: Mapping[str, int]
     """Questions that were left out, counted by reason."""
     warnings: tuple[str, ...]

@@ -49,9 +49,9 @@ def test_without_a_pattern_the_whole_completion_is_the_answer(told):
 def test_the_last_match_of_the_pattern_is_the_answer(told):
     reward = ExactMatch(ExactMatchConfig(answer_pattern=r":(\d+)$"), told.context())
     texts = completions("r2413+3524:3524", ":3524:3525", "3524", "r2413:3524 ")
-    assert reward.score(question("3524"), texts) == [1, 0, 0, 0]
+    assert reward.score(question("3524"), texts) == [1, 0, None, None]
     reward = ExactMatch(ExactMatchConfig(answer_pattern=r"(\d+)"), told.context())
-    assert reward.score(question("7"), completions("not 6 but 7", "7, or 8", "none")) == [1, 0, 0]
+    assert reward.score(question("7"), completions("not 6 but 7", "7, or 8", "none")) == [1, 0, None]
 
 
 def test_case_and_whitespace_count_unless_told_otherwise(told):
@@ -66,12 +66,12 @@ def test_case_and_whitespace_count_unless_told_otherwise(told):
 
 def test_a_match_of_nothing_behind_the_text_is_no_answer(told):
     reward = ExactMatch(ExactMatchConfig(answer_pattern="(.*)$"), told.context())
-    assert reward.score(question("7"), completions("7", "so\n7", "")) == [1, 1, 0]
+    assert reward.score(question("7"), completions("7", "so\n7", "")) == [1, 1, None]
 
 
 def test_a_group_that_took_no_part_in_the_match_is_no_answer(told):
     reward = ExactMatch(ExactMatchConfig(answer_pattern=r"(?:yes|(no))"), told.context())
-    assert reward.score(question("no"), completions("no", "yes")) == [1, 0]
+    assert reward.score(question("no"), completions("no", "yes")) == [1, None]
 
 
 def test_an_empty_gold_answer_is_a_problem(told):
@@ -134,9 +134,16 @@ def test_format_refuses_what_is_no_pattern():
         ("(1,2)", r"\boxed{(1, 2)}", 1),
         ("(1,2)", r"\boxed{(2, 1)}", 0),
         (r"\sqrt{8}", r"\boxed{2\sqrt{2}}", 1),
-        ("12", "", 0),
-        ("12", r"\boxed{}", 0),
-        ("12", r"\boxed{12", 0),
+        ("1000", "It is 1000!", 1),
+        ("1000", "So the answer is **1000**!!", 1),
+        ("1000", "It is 1000! Easy.", 1),
+        ("1000", "It is 999!", 0),
+        ("120", "5! = 120", 1),
+        ("120", r"\boxed{5!}", 1),
+        ("12", "", None),
+        ("12", "no idea", None),
+        ("12", r"\boxed{}", None),
+        ("12", r"\boxed{12", None),
     ],
 )
 def test_answers_are_compared_as_mathematics(told, gold, text, score):
@@ -146,7 +153,7 @@ def test_answers_are_compared_as_mathematics(told, gold, text, score):
 
 def test_with_require_box_an_answer_in_the_open_is_wrong(told):
     reward = MathVerify(MathVerifyConfig(require_box=True), told.context())
-    assert reward.score(question("72"), completions("It is 72.", r"\boxed{72}")) == [0, 1]
+    assert reward.score(question("72"), completions("It is 72.", r"\boxed{72}")) == [None, 1]
 
 
 def test_the_last_closed_box_is_found_through_nested_braces():
@@ -170,7 +177,7 @@ def test_gold_answers_that_cannot_be_scored_are_problems(told):
     assert reward.problem_with(question("???")) == "its answer '???' does not parse as mathematics"
     assert reward.problem_with(question("9^{9^9}")) == "its answer '9^{9^9}' has a power of a power"
     assert reward.problem_with(question("1" * 21)) == (
-        f"its answer '{'1' * 21}' has 21 characters, max_answer_length is 20"
+        f"its answer '{'1' * 21}' has more than 20 characters (max_answer_length)"
     )
 
 
@@ -193,17 +200,16 @@ MONSTERS = [
 @pytest.mark.parametrize("monster", MONSTERS)
 def test_monsters_are_refused_before_anything_is_computed(told, monster):
     reward = MathVerify(MathVerifyConfig(), told.context())
-    assert reward.score(question("5"), completions(f"\\boxed{{{monster}}}")) == [0]
-    assert told[0].startswith(
-        "math_verify: 1 answers refused so far, counted as wrong; the latest, to question 'q-17'"
-    )
+    assert reward.score(question("5"), completions(f"\\boxed{{{monster}}}")) == [None]
+    assert len(told) == 1 and told[0].endswith(" are refused; they count as not found")
 
 
-def test_refusals_are_told_at_powers_of_ten(told):
+def test_refusals_are_told_in_the_same_words(told):
     reward = MathVerify(MathVerifyConfig(), told.context())
-    for _ in range(12):
-        reward.score(question("5"), completions(r"\boxed{9^9^9}"))
-    assert [message.split()[1] for message in told] == ["1", "10"]
+    for monster in ("9^9^9", "8^8^8"):
+        reward.score(question("5"), completions(f"\\boxed{{{monster}}}"))
+    sentence = "math_verify: answers with a power of a power are refused; they count as not found"
+    assert told == [sentence, sentence]
 
 
 def test_math_verify_works_in_a_thread(told):
@@ -253,18 +259,17 @@ def test_the_answer_pattern_takes_the_answer_out_of_the_completion(told):
     (asked, *_) = gym_questions(told, name="chain_sum")
     config = ReasoningGymRewardConfig(answer_pattern="<answer>(.*?)</answer>")
     texts = completions(f"it is <answer> {asked.answer} </answer>", asked.answer)
-    assert ReasoningGymReward(config, told.context()).score(asked, texts) == [1, 0]
+    assert ReasoningGymReward(config, told.context()).score(asked, texts) == [1, None]
 
 
-def test_a_task_that_fails_on_an_answer_gives_0_and_is_told_of_once(told):
+def test_a_task_that_fails_on_an_answer_gives_0_and_is_told_of(told):
     (asked, *_) = gym_questions(told, name="prime_factorization")
     reward = ReasoningGymReward(ReasoningGymRewardConfig(), told.context())
     assert reward.score(asked, completions(asked.answer, "two × three", "a × b")) == [1, 0, 0]
-    assert told == [
-        "reasoning_gym task 'prime_factorization' failed on answer 'two × three' to question "
-        f"{asked.id!r}, ValueError: invalid literal for int() with base 10: 'two'; "
-        "such answers count as wrong"
-    ]
+    sentence = (
+        "reasoning_gym task 'prime_factorization' fails on some answers, with ValueError; they count as wrong"
+    )
+    assert told == [sentence, sentence]
 
 
 def test_questions_from_elsewhere_are_a_problem(told):
@@ -284,7 +289,7 @@ def test_questions_from_elsewhere_are_a_problem(told):
         st.one_of(st.text(), st.from_regex(r"\\boxed\{[-+*/^()0-9a-z\\{}]{0,12}\}")), min_size=1, max_size=4
     )
 )
-def test_any_text_gets_one_finite_score_and_the_same_one_again(texts):
+def test_any_text_gets_a_finite_score_or_none_and_the_same_one_again(texts):
     context = Told().context()
     asked = {
         "plain": question("12"),
@@ -299,7 +304,8 @@ def test_any_text_gets_one_finite_score_and_the_same_one_again(texts):
     for reward, kind in rewards:
         scores = reward.score(asked[kind], completions(*texts))
         assert len(scores) == len(texts)
-        assert all(isinstance(score, float) and math.isfinite(score) and 0 <= score <= 1 for score in scores)
+        found = [score for score in scores if score is not None]
+        assert all(isinstance(score, float) and math.isfinite(score) and 0 <= score <= 1 for score in found)
         assert reward.score(asked[kind], completions(*texts)) == scores
 
 

@@ -85,7 +85,18 @@ def summary(folder: Path) -> RunSummary:
     seconds = {"generate_seconds": 6.0, "update_seconds": 2.0, "score_seconds": 0.0}
     tokens = {"train": 1200, "reference": 300, "evaluation": 100}
     return RunSummary(
-        "demo", folder, 4, 0.25, 0.5, 0.625, 0.71, seconds, tokens, {"duplicate": 3}, ("2 prompts were long",)
+        "demo",
+        folder,
+        4,
+        0.25,
+        0.5,
+        0.625,
+        0.71,
+        seconds,
+        tokens,
+        {"scored": 9, "timeout": 1},
+        {"duplicate": 3},
+        ("2 prompts were long",),
     )
 
 

@@ -46,7 +46,7 @@ class Progress:
                 self.successes += stage.success_rate * stage.num_groups
                 if self.first_reward is None:
                     self.first_reward = stage.reward_mean
-                self.rewards_vary |= stage.reward_std > 0 or stage.reward_mean != self.first_reward
+                self.rewards_vary |= stage.reward_std > 0 or abs(stage.reward_mean - self.first_reward) > 1e-9
             elif isinstance(stage, EstimateReport) and stage.reference_pearson is not None:
                 self.reference_pearsons.append(stage.reference_pearson)
             elif isinstance(stage, EvaluationReport):

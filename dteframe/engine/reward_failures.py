@@ -14,8 +14,8 @@ def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
     """Warn of failures in groups that were asked at once, or stop where the recipe wants that.
 
     Raises:
-        PluginError: there are more of them than ``training.max_reward_failure_fraction``, or any at all where
-            ``training.on_reward_failure`` is ``stop``.
+        PluginError: there are more of them than ``training.max_reward_failure_fraction``, or any at all
+            where ``training.on_reward_failure`` is ``stop``.
     """
     num_failures = sum(group.num_failures for group in groups)
     if num_failures == 0:
@@ -42,8 +42,8 @@ def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
     if is_left_out and not without_failures(groups):
         raise PluginError(
             f"reward: each of the {len(groups)} groups asked at once holds a completion that could not be "
-            "scored, and training.on_reward_failure is 'leave_out', so that none is left to train on; mend the "
-            "reward, or count failures as 0 (training.on_reward_failure=zero)"
+            "scored, and training.on_reward_failure is 'leave_out', so that none is left to train on; mend "
+            "the reward, or count failures as 0 (training.on_reward_failure=zero)"
         )
     num_so_far = sum(setup.meter.reward_statuses[status] for status in FAILURES)
     # The 1st, 10th, 100th, ...: often enough to see, never a flood.

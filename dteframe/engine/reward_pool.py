@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import Pipe
@@ -36,6 +36,8 @@ from dteframe.registry import Registry
 
 SECONDS_TO_START = 300.0
 """A machine may be busy with loading the model when a worker starts."""
+SECONDS_TO_END = 2.0
+"""A process that dies closes its files before others can see how it ended."""
 MAX_REPLY_BYTES = 2**26
 MAX_AUTOMATIC_WORKERS = 4
 KEEPER = Path(__file__).with_name("reward_keeper.py")
@@ -240,7 +242,7 @@ class _Worker:
                 return Reply(None, failure="timeout", error=error)
             return _reply(json.loads(process.channel.recv_bytes(MAX_REPLY_BYTES)), len(completions))
         except (EOFError, OSError, ValueError):
-            status = self._replace()
+            status = self._replace(SECONDS_TO_END)
             return Reply(None, error=f"the process that scored it {_end_in_words(status)}")
 
     def _ready(self) -> _Process:
@@ -256,7 +258,7 @@ class _Worker:
             if process.channel.poll(SECONDS_TO_START):
                 error = str(json.loads(process.channel.recv_bytes(MAX_REPLY_BYTES))["error"])
         except (EOFError, OSError):
-            error = f"it {_end_in_words(self._replace())}"
+            error = f"it {_end_in_words(self._replace(SECONDS_TO_END))}"
         if error:
             raise PluginError(
                 f"a reward's worker process cannot start: {error}; give it more memory "
@@ -266,10 +268,16 @@ class _Worker:
         process.is_ready = True
         return process
 
-    def _replace(self) -> int:
-        """End the process and all that it started, start another, and give the exit status of the first."""
+    def _replace(self, patience_seconds: float = 0.0) -> int:
+        """End the process and all that it started, start another, and give the exit status of the first.
+
+        Args:
+            patience_seconds: how long the process, which seems to have ended, may take to do so by itself.
+        """
         process = self._process
         assert process is not None
+        with suppress(subprocess.TimeoutExpired):
+            process.keeper.wait(patience_seconds)
         process.control.close()
         status = process.keeper.wait()
         process.channel.close()

@@ -11,6 +11,7 @@ import os
 import pickle
 import resource
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -25,6 +26,9 @@ from dteframe.registry import load_registry
 
 FIRST_TO_BE_KILLED = "1000"
 """Linux's score of a process that is ended before all others where memory runs out."""
+
+SECONDS_TO_END = 0.2
+"""For processes that scoring has started, once it is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +107,33 @@ def _started(settings: WorkerSettings, warnings: list[str]) -> list[Reward]:
 
 def _without_strays(reply: Reply, kept: set[int]) -> Reply:
     """Kill processes that scoring has left running, orphans too, and call that a failure."""
-    strays = [*(set(children_of(os.getpid())) - kept), *(set(children_of(os.getppid())) - {os.getpid()})]
-    running = [child for child in strays if not _has_ended(child)]
+    strays = (set(children_of(os.getpid())) - kept) | (set(children_of(os.getppid())) - {os.getpid()})
+    running = _still_running(strays, SECONDS_TO_END)
+    if not running:
+        return reply
     for child in running:
         with suppress(ProcessLookupError):  # It has just ended by itself.
             os.kill(child, signal.SIGKILL)
-    if not running or reply.error:
-        return reply
+    _still_running(running, SECONDS_TO_END)
     error = f"scoring left {len(running)} processes running; they were killed"
-    return Reply(None, reply.warnings, error=error)
+    return reply if reply.error else Reply(None, reply.warnings, error=error)
+
+
+def _still_running(processes: set[int], patience_seconds: float) -> set[int]:
+    """Wait a moment for processes to end, and give those that have not."""
+    deadline = time.monotonic() + patience_seconds
+    while running := {process for process in processes if not _has_ended(process)}:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.001)
+    return running
 
 
 def _has_ended(process: int) -> bool:
+    """Whether a process is gone or waits to be buried; buries a child of this one."""
+    with suppress(ChildProcessError):  # It is none: the keeper buries orphans.
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return True
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

@@ -179,7 +179,8 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
     if progress.step == NUM_STEPS_WITHOUT_SIGNAL and progress.informative_groups == 0:
         setup.context.warn(
             f"no group of the first {progress.step} steps held both successes and failures, so nothing is "
-            f"learnt: {_likely_cause(progress, setup.meter)}; look at {setup.context.run_folder / 'rollouts.jsonl'}"
+            f"learnt: {_likely_cause(progress, setup.meter)}; look at "
+            f"{setup.context.run_folder / 'rollouts.jsonl'}"
         )
     setup.hooks.hook.dteframe_step_finished(report=report)
 
@@ -189,11 +190,11 @@ def _likely_cause(progress: Progress, meter: Meter) -> str:
     num_unscored = statuses.total() - statuses["scored"]
     if num_unscored > statuses["scored"]:
         return (
-            f"of {statuses.total()} completions {statuses['unparseable']} hold no answer that the reward finds "
-            f"(its answer_pattern) and {num_unscored - statuses['unparseable']} could not be scored"
+            f"of {statuses.total()} completions {statuses['unparseable']} hold no answer that the reward "
+            f"finds (its answer_pattern) and {num_unscored - statuses['unparseable']} could not be scored"
         )
     if not progress.rewards_vary:
-        return f"all rewards are {progress.first_reward:g}: the reward, or the answers of the data, must be wrong"
+        return f"all rewards are {progress.first_reward:g}: the reward, or the data's answers, may be wrong"
     if progress.successes == progress.fresh_groups:
         return "every answer is right: the questions are too easy"
     if progress.successes:

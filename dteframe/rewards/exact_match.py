@@ -40,10 +40,11 @@ class ExactMatch(Reward):
         pattern = self.config.answer_pattern
         self._pattern = None if pattern is None else re.compile(pattern)
 
-    def score(self, question: Question, completions: Sequence[Completion]) -> list[float]:
-        """Compare each completion's answer with the gold answer; a completion without an answer is wrong."""
+    def score(self, question: Question, completions: Sequence[Completion]) -> list[float | None]:
+        """Compare each completion's answer with the gold answer; None where the pattern finds no answer."""
         gold = self._normalised(question.answer)
-        return [float(self._answer_of(completion.text) == gold) for completion in completions]
+        answers = [self._answer_of(completion.text) for completion in completions]
+        return [None if answer is None else float(answer == gold) for answer in answers]
 
     def problem_with(self, question: Question) -> str | None:
         """Refuse an empty gold answer: every completion without an answer would be right."""

@@ -2,8 +2,8 @@ r"""1 for a completion whose answer equals the gold one as mathematics: ``\frac{
 
 The answer is what stands in the completion's last box; without a box, what math-verify takes for the final
 answer. Comparing expressions may take for ever, and math-verify's own alarms neither work in threads nor stop
-every expression (its issue 65). They are off here; what bounds the work is what an answer may consist of:
-long ones, towers of powers, large exponents and the like are refused, and counted.
+every expression (its issue 65). They are off here: long answers, towers of powers, large exponents and the
+like are refused, and what still takes too long ends with the worker process that works on it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"(?<!\\)[{}]")
 EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*{1,3}|__|`)(?=[^\s*])(.+?)(?<=[^\s*])\1(?![\w(*])")
 """Markdown around words: ``**72**`` is 72 and no power, ``2**3`` is one."""
+EXCLAMATION = re.compile(r"(?<=[\d)\]}])!+(?=\s*$|\s+[A-Z])")
+"""An exclamation mark at the end of a sentence: ``It is 72!`` speaks of 72, ``5! = 120`` of a factorial."""
 
 
 class MathVerifyConfig(RewardConfig):
@@ -50,7 +52,7 @@ class MathVerifyConfig(RewardConfig):
 
     type: Literal["math_verify"] = "math_verify"
     max_answer_length: int = Field(default=200, ge=1)
-    """Characters; a longer answer is refused, that is wrong, and counted."""
+    """Characters; a longer answer is refused, and counts as one that was not found."""
     require_box: bool = False
     r"""Whether an answer outside ``\boxed{}`` is wrong, or searched for in the completion's end."""
 
@@ -70,16 +72,22 @@ class MathVerify(Reward):
         """Start without parsed answers; each gold answer is parsed once."""
         super().__init__(config, context)
         self._parsed_gold: dict[str, list[sympy.Basic | str]] = {}
-        self._num_refused = 0
 
-    def score(self, question: Question, completions: Sequence[Completion]) -> list[float]:
-        """Compare each completion's answer with the gold answer; equal answers are compared once."""
+    def start(self) -> None:
+        """Import math-verify, and what it imports itself when it first parses."""
+        _parse(r"\boxed{1}")
+
+    def score(self, question: Question, completions: Sequence[Completion]) -> list[float | None]:
+        """Compare each completion's answer with the gold answer; equal answers are compared once.
+
+        None where no answer is found, or one that is refused.
+        """
         gold = self._gold(question.answer)
-        scores: dict[str, float] = {}
+        scores: dict[str, float | None] = {}
         answers = [self._answer_of(completion.text) for completion in completions]
         for answer in answers:
             if answer not in scores:
-                scores[answer] = self._compare(question, gold, answer)
+                scores[answer] = self._compare(gold, answer)
         return [scores[answer] for answer in answers]
 
     def problem_with(self, question: Question) -> str | None:
@@ -97,22 +105,25 @@ class MathVerify(Reward):
         boxed = last_box(text)
         if boxed is not None:
             return f"\\boxed{{{boxed}}}"
-        return "" if self.config.require_box else EMPHASIS.sub(r"\2", text[-self.config.max_answer_length :])
+        if self.config.require_box:
+            return ""
+        return EXCLAMATION.sub(".", EMPHASIS.sub(r"\2", text[-self.config.max_answer_length :]))
 
-    def _compare(self, question: Question, gold: list[sympy.Basic | str], answer: str) -> float:
-        if not answer.strip() or not gold:
-            return 0.0
+    def _compare(self, gold: list[sympy.Basic | str], answer: str) -> float | None:
+        if not answer.strip():
+            return None
         reason = self._reason_to_refuse(last_box(answer) or answer)
         if reason is not None:
-            self._count_refused(question, answer, reason)
-            return 0.0
+            self._say_refused(f"with {reason}")
+            return None
         from math_verify import verify
 
         try:
-            return float(verify(gold, _parse(answer), timeout_seconds=None))
+            parsed = _parse(answer)
+            return float(verify(gold, parsed, timeout_seconds=None)) if parsed else None
         except Exception as error:  # noqa: BLE001  # sympy raises anything on garbage, such as TypeError
-            self._count_refused(question, answer, f"made math-verify fail with {type(error).__name__}")
-            return 0.0
+            self._say_refused(f"on which math-verify fails with {type(error).__name__}")
+            return None
 
     def _gold(self, answer: str) -> list[sympy.Basic | str]:
         if answer not in self._parsed_gold:
@@ -123,17 +134,12 @@ class MathVerify(Reward):
 
     def _reason_to_refuse(self, answer: str) -> str | None:
         if len(answer) > self.config.max_answer_length:
-            return f"{len(answer)} characters, max_answer_length is {self.config.max_answer_length}"
+            return f"more than {self.config.max_answer_length} characters (max_answer_length)"
         return next((reason for pattern, reason in UNBOUNDED if pattern.search(answer)), None)
 
-    def _count_refused(self, question: Question, answer: str, reason: str) -> None:
-        self._num_refused += 1
-        # The 1st, 10th, 100th, ...: often enough to see, never a flood.
-        if str(self._num_refused).strip("0") == "1":
-            self.context.warn(
-                f"math_verify: {self._num_refused} answers refused so far, counted as wrong; the latest, to "
-                f"question {question.id!r}, is {answer[:60]!r}: {reason}"
-            )
+    def _say_refused(self, what: str) -> None:
+        # The same words for all such answers: a run tells each warning once.
+        self.context.warn(f"math_verify: answers {what} are refused; they count as not found")
 
 
 def last_box(text: str) -> str | None:

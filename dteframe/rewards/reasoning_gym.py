@@ -64,10 +64,15 @@ class ReasoningGymReward(Reward):
         pattern = self.config.answer_pattern
         self._pattern = None if pattern is None else re.compile(pattern, re.DOTALL)
         self._tasks: dict[str, ProceduralDataset] = {}
-        self._failed_tasks: set[str] = set()
 
-    def score(self, question: Question, completions: Sequence[Completion]) -> list[float]:
-        """Let the task score each answer; one that the task fails on is wrong, and told of once per task.
+    def start(self) -> None:
+        """Import the package."""
+        import reasoning_gym  # noqa: F401  # it takes seconds
+
+    def score(self, question: Question, completions: Sequence[Completion]) -> list[float | None]:
+        """Let the task score each answer; one that the task fails on is wrong, and warned of.
+
+        None where the pattern finds no answer.
 
         Raises:
             ValueError: the question is not from the dataset ``reasoning_gym``.
@@ -97,14 +102,17 @@ class ReasoningGymReward(Reward):
             self._tasks[key] = make_task(name, options, seed=0, size=1)
         return self._tasks[key]
 
-    def _score(self, task: ProceduralDataset, question: Question, text: str) -> float:
+    def _score(self, task: ProceduralDataset, question: Question, text: str) -> float | None:
         answer = self._answer_of(text)
         if answer is None:
-            return 0.0
+            return None
         try:
             score = float(task.score_answer(answer, from_json(question.columns["entry"])))
         except Exception as error:  # noqa: BLE001  # tasks raise anything on garbage, such as SyntaxError
-            self._warn_once(str(question.columns["task"]), question, answer, error)
+            self.context.warn(
+                f"reasoning_gym task {question.columns['task']!r} fails on some answers, with "
+                f"{type(error).__name__}; they count as wrong"
+            )
             return 0.0
         if not math.isfinite(score):
             return 0.0
@@ -115,14 +123,6 @@ class ReasoningGymReward(Reward):
             return text.strip()
         answer = last_answer(self._pattern, text)
         return None if answer is None else answer.strip()
-
-    def _warn_once(self, task: str, question: Question, answer: str, error: Exception) -> None:
-        if task not in self._failed_tasks:
-            self._failed_tasks.add(task)
-            self.context.warn(
-                f"reasoning_gym task {task!r} failed on answer {answer[:60]!r} to question {question.id!r}, "
-                f"{type(error).__name__}: {error}; such answers count as wrong"
-            )
 
 
 @hookimpl

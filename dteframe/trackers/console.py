@@ -186,6 +186,7 @@ def _summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
         ("informative groups", _number(summary.informative_fraction, ".1%")),
         ("estimator correlation", f"{_number(summary.reference_pearson, '.2f')} with measured success rates"),
         ("tokens generated", _counts(summary.tokens_by_purpose)),
+        ("completions", _counts(summary.reward_statuses)),
         ("questions left out", _counts(summary.left_out)),
         ("warnings", str(len(summary.warnings))),
         *(("", message) for message in summary.warnings),

@@ -131,6 +131,7 @@ def _run_report(run_folder: Path, first_step: int) -> RunReport:
         num_processes=1,
         num_train_questions=24,
         num_evaluation_questions=8,
+        reward_statuses={"scored": 20, "unparseable": 4, "timeout": 1},
         left_out={"longer than 512 tokens": 1},
         arithmetic=BatchArithmetic(MAX_STEPS, 2, 4, 2, 1, 2, 512, 8),
         first_step=first_step,
@@ -244,6 +245,7 @@ def _summary(run_folder: Path) -> RunSummary:
         reference_pearson=None,
         seconds_by_stage={"generate": 2.0, "other": 1.0},
         tokens_by_purpose={"train": 100, "reference": 50, "evaluation": 25},
+        reward_statuses={"scored": 20, "unparseable": 4, "timeout": 1},
         left_out={"longer than 512 tokens": 1},
         warnings=("1 completion was cut at 8 tokens [made up]",),
     )
