@@ -100,7 +100,7 @@ class Looks:
     def _look(self, number: int, frame: FrameType | None) -> None:
         now = time.thread_time()
         seconds, self._thread_seconds = now - self._thread_seconds, now
-        while frame is not None and (owner := _owner(frame.f_code.co_filename)) is None:
+        while frame is not None and (owner := owner_of(frame.f_code.co_filename)) is None:
             frame = frame.f_back
         if frame is None:
             owner, where = ENGINE, "elsewhere"
@@ -112,7 +112,8 @@ class Looks:
             self.functions[where] += seconds
 
 
-def _owner(path: str) -> str | None:
+def owner_of(path: str) -> str | None:
+    """Say whose time it is while a function of that file runs; None is its caller's."""
     return next((owner for part, owner in OWNERS.items() if part in path), None)
 
 
