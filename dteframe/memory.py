@@ -233,24 +233,31 @@ def block_bytes_per_token(sizes: ModelSizes) -> int:
     return norms + rests_of_norms + attention + 3 * inner * width + inputs + rank_outputs
 
 
-def shared_position_surcharge(sizes: ModelSizes, length: int, *, gradient_checkpointing: bool) -> float:
-    """Give what a position of a line that shares prompts takes more than one of a row of its own, as a share.
+def shared_prompt_tokens(
+    sizes: ModelSizes, prompt_length: int, completion_length: int, *, gradient_checkpointing: bool
+) -> tuple[float, float]:
+    """Give the tokens of rows of their own that take as much memory as a shared prompt, and as a completion.
 
-    Where there is a mask, SDPA takes keys and values for every head, and keeps those. The mask is in the
-    model's type and is kept once for all blocks. Every position may be one whose log-prob is asked for: its
-    states before the head and their gradient are counted, as if rows of their own had none.
+    Attention's result is kept twice: as it is laid out for attention, and for the layer after it. Keys and
+    values of the prompt are repeated for every completion; and where the prompt is the shorter, so are its
+    queries and results. Every token of a completion has states before the head, and their gradient.
 
     Args:
         sizes: the model's.
-        length: positions of the line.
-        gradient_checkpointing: then one block at a time keeps keys and values.
+        prompt_length: tokens.
+        completion_length: tokens.
+        gradient_checkpointing: then one block at a time keeps what attention takes.
     """
     width = sizes.parameter_bytes
     blocks = 1 if gradient_checkpointing else sizes.num_layers
-    repeated = 2 * (sizes.query_size - sizes.key_value_size) * width * blocks
-    asked_for = 2 * sizes.hidden_size * width
     of_its_own = activation_bytes(sizes, 1, gradient_checkpointing=gradient_checkpointing)
-    return (repeated + length * width + asked_for) / of_its_own
+    in_attention = 1 + sizes.query_size * width * blocks / of_its_own
+    asked_for = 2 * sizes.hidden_size * width / of_its_own
+    repeated = 2 * sizes.key_value_size * width
+    if prompt_length <= completion_length:
+        repeated += 2 * sizes.query_size * width + FLOAT32 * sizes.num_heads
+    completion = completion_length * (in_attention + asked_for)
+    return prompt_length * in_attention, completion + prompt_length * repeated * blocks / of_its_own
 
 
 def _rank(sizes: ModelSizes, block_adapter_parameters: int) -> int:

@@ -8,8 +8,8 @@ import torch
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
 from dteframe.engine import logprobs as logprobs_module
-from dteframe.engine.lines import Line, MicroBatch
 from dteframe.engine.logprobs import CompletionScorer, linear_logprobs, scorer_inputs
+from dteframe.engine.micro_batches import MicroBatch
 from dteframe.engine.pack import Row, rows_of
 from dteframe.records import Completion, CreditedGroup, Group
 from dteframe.testing.tiny import tiny_policy
@@ -25,13 +25,8 @@ def rows(lengths: tuple[int, ...] = (4, 1, 7), prompt_length: int = 3) -> tuple[
     return rows_of(CreditedGroup(group, np.ones(len(lengths)), False, 0), 0)
 
 
-def alone(given: tuple[Row, ...]) -> MicroBatch:
-    """Lay every row in a line of its own."""
-    return MicroBatch(tuple(Line.of((row,)) for row in given))
-
-
 def scored(module: PreTrainedModel, given: tuple[Row, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    return CompletionScorer(module, TEMPERATURE)(*scorer_inputs(alone(given), 0, "cpu"))
+    return CompletionScorer(module, TEMPERATURE)(*scorer_inputs(MicroBatch(given), 0, "cpu"))
 
 
 def naive_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

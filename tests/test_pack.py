@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dteframe.engine.lines import MicroBatch, shared_out, split, split_alike
+from dteframe.engine.micro_batches import MicroBatch, shared_out, split, split_alike
 from dteframe.engine.pack import Minibatch, balanced, pack
 from dteframe.records import Completion, CreditedGroup, Group
 
@@ -37,7 +38,7 @@ def packed(groups: list[CreditedGroup], num_minibatches: int = 1) -> tuple[Minib
 
 
 def lengths_of(micro_batches: Sequence[MicroBatch]) -> list[list[int]]:
-    return [[line.num_tokens for line in micro_batch.lines] for micro_batch in micro_batches]
+    return [[row.num_tokens for row in micro_batch.rows] for micro_batch in micro_batches]
 
 
 def num_fresh(minibatch: Minibatch) -> int:
@@ -161,7 +162,7 @@ def test_every_row_is_in_one_micro_batch_and_padding_counts(lengths: list[int], 
     parts = split(minibatch.rows, tokens, None)
     assert sorted(row.index for part in parts for row in part.rows) == list(range(len(lengths)))
     for part in parts:
-        assert len(part.rows) == 1 or len(part.rows) * part.length <= tokens
+        assert len(part.rows) == 1 or math.prod(part.shape) <= tokens
 
 
 @given(sizes=st.lists(st.integers(1, 1000), max_size=30), num_shares=st.integers(1, 8))

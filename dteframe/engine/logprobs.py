@@ -11,79 +11,53 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from dteframe.engine.lines import MicroBatch
+from dteframe.engine.micro_batches import MicroBatch
+from dteframe.engine.shared_attention import NO_MASK, SharedPrompts, let_share_prompts, takes_shared_prompts
 from dteframe.memory import LOGITS_OF_A_CHUNK
-
-MASK_ALIGNMENT = 16
-"""A GPU's attention copies a mask, in every layer, unless its rows are so many numbers apart or multiples."""
-PLAIN_DECODERS = frozenset({"llama", "qwen2", "qwen3"})
-"""Model types whose attention is what their mask says, and whose positions are what they are told."""
 
 
 class ScorerInputs(NamedTuple):
-    """Lines as the tensors that ``CompletionScorer`` takes."""
+    """A micro-batch as ``CompletionScorer`` takes it."""
 
     token_ids: torch.Tensor
-    """[lines, positions], filled up on the right."""
+    """[lines, positions], filled up on the right; one line where rows are laid end to end."""
     positions: torch.Tensor
     """[lines, positions]: where in its own row a token stands, 0, 1, 2, ..."""
     sources: torch.Tensor
     """[tokens]: for each completion token the place, lines laid end to end, that predicts it."""
     targets: torch.Tensor
     """[tokens]: the completion tokens, row after row."""
-    segments: torch.Tensor | None
-    """[lines, positions]: a number for each prompt and completion of a line; None if all rows stand alone."""
-    contexts: torch.Tensor | None
-    """[lines, positions]: the segment that a token sees beside its own: its prompt's."""
+    shared: SharedPrompts | None
+    """What attention has to know where rows are laid end to end."""
 
 
 def scorer_inputs(micro_batch: MicroBatch, pad_token_id: int, device: str) -> ScorerInputs:
-    """Lay the rows of every line side by side, their prompts once.
+    """Lay rows out as the micro-batch says.
 
-    No lines become one token that nobody asks about: a process without rows of its own runs it so that all
+    No rows become one token that nobody asks about: a process without rows of its own runs it so that all
     processes meet in the same collectives, and its gradient is zero.
     """
-    length, num_lines = micro_batch.length, max(1, len(micro_batch.lines))
-    token_ids = np.full((num_lines, length), pad_token_id, dtype=np.int64)
-    positions = np.tile(np.arange(length), (num_lines, 1))
-    segments, contexts = np.zeros_like(token_ids), np.zeros_like(token_ids)
+    num_lines, length = micro_batch.shape
+    token_ids = np.full(num_lines * length, pad_token_id, dtype=np.int64)
+    positions = np.tile(np.arange(length), num_lines)
     sources, targets = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for number, line in enumerate(micro_batch.lines):
-        group, prompt_length, last, context, end = None, 0, 0, 0, 0
-        for segment, row in enumerate(line.rows, start=len(line.rows) + 1):
-            if row.group is not group:
-                group, start, context = row.group, end, context + 1
-                prompt_length = len(group.group.prompt_token_ids)
-                last, end = start + prompt_length - 1, start + prompt_length
-                token_ids[number, start:end] = group.group.prompt_token_ids
-                positions[number, start:end] = np.arange(prompt_length)
-                segments[number, start:end] = contexts[number, start:end] = context
-            start, end = end, end + len(row.completion.token_ids)
-            token_ids[number, start:end] = row.completion.token_ids
-            positions[number, start:end] = np.arange(prompt_length, prompt_length + end - start)
-            segments[number, start:end], contexts[number, start:end] = segment, context
-            places = np.arange(start - 1, end - 1)
-            places[:1] = last
-            sources.append(number * length + places)
-            targets.append(token_ids[number, start:end])
-        if micro_batch.shares_lines:
-            positions[number, end:] = 0
-    asked = (token_ids, positions, np.concatenate(sources), np.concatenate(targets))
-    blocks = (segments, contexts) if micro_batch.shares_lines else ()
-    tensors: list[torch.Tensor | None] = [torch.from_numpy(item).to(device) for item in (*asked, *blocks)]
-    return ScorerInputs._make(tensors if blocks else [*tensors, None, None])
-
-
-def takes_block_masks(module: PreTrainedModel) -> bool:
-    """Whether the module computes a row alike in a line with others, given a mask that keeps them apart."""
-    config = module.config
-    layers = getattr(config, "layer_types", None) or ()
-    return (
-        config.model_type in PLAIN_DECODERS
-        and config._attn_implementation == "sdpa"
-        and getattr(config, "sliding_window", None) is None
-        and all(layer == "full_attention" for layer in layers)
-    )
+    for place in micro_batch.places:
+        prompt_length = len(place.prompt_token_ids)
+        middle = place.start + prompt_length
+        token_ids[place.start : middle] = place.prompt_token_ids
+        positions[place.start : middle] = np.arange(prompt_length)
+        for row, start in zip(place.rows, place.completion_starts, strict=True):
+            end = start + len(row.completion.token_ids)
+            token_ids[start:end] = row.completion.token_ids
+            positions[start:end] = prompt_length + np.arange(end - start)
+            sources.append(np.arange(start - 1, end - 1))
+            sources[-1][:1] = middle - 1
+            targets.append(token_ids[start:end])
+    shape = (num_lines, length)
+    arrays = (token_ids.reshape(shape), positions.reshape(shape), *map(np.concatenate, (sources, targets)))
+    tensors: list[Any] = [torch.from_numpy(array).to(device) for array in arrays]
+    shared = SharedPrompts.of(micro_batch.places, device) if micro_batch.shares_prompts else None
+    return ScorerInputs._make([*tensors, shared])
 
 
 class CompletionScorer(torch.nn.Module):
@@ -108,6 +82,8 @@ class CompletionScorer(torch.nn.Module):
         """
         super().__init__()
         self.module = module
+        if takes_shared_prompts(module):
+            let_share_prompts(module)
         self._temperature = temperature
         self.has_plain_head = self._head_gives_the_logits() if has_plain_head is None else has_plain_head
 
@@ -126,8 +102,7 @@ class CompletionScorer(torch.nn.Module):
         positions: torch.Tensor,
         sources: torch.Tensor,
         targets: torch.Tensor,
-        segments: torch.Tensor | None,
-        contexts: torch.Tensor | None,
+        shared: SharedPrompts | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score the completion tokens, laid end to end; the arguments are those of ``ScorerInputs``.
 
@@ -136,14 +111,16 @@ class CompletionScorer(torch.nn.Module):
             [tokens] of the distributions that the tokens are from, nats, float32, without gradient.
         """
         run = self._decoder if self.has_plain_head else self.module
-        # Lines are filled up on the right, where causal attention never looks: rows that stand alone take no
-        # mask, which would be kept, and keep a GPU from its fastest attention.
-        mask = {}
-        if segments is not None and contexts is not None:
+        # Lines are filled up on the right, where causal attention never looks: they take no mask, which would
+        # be kept, and keep a GPU from its fastest attention.
+        told: dict[str, Any] = {}
+        if shared is not None:
             # The type is asked for here, where FSDP2 has gathered the parameters in the one it computes in.
             dtype = cast(torch.Tensor, self.module.get_input_embeddings().weight).dtype
-            mask["attention_mask"] = block_mask(segments, contexts, dtype)
-        results = run(input_ids=token_ids, position_ids=positions, use_cache=False, **mask)
+            config = self.module.config
+            together = config.num_attention_heads // config.num_key_value_heads
+            told = {"shared": shared.with_masks_for(together, dtype), "attention_mask": NO_MASK}
+        results = run(input_ids=token_ids, position_ids=positions, use_cache=False, **told)
         outputs: torch.Tensor = results.last_hidden_state if self.has_plain_head else results.logits
         outputs = outputs.flatten(0, 1)[sources]
         if self.has_plain_head and type(self._head) is torch.nn.Linear:
@@ -192,28 +169,6 @@ class CompletionScorer(torch.nn.Module):
             is_equal = torch.equal(self._head(states), logits)
         self.module.train(was_training)
         return is_equal
-
-
-def block_mask(segments: torch.Tensor, contexts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Let every token see what stands before it in its own segment and in its context.
-
-    The mask is what is added to attention's scores: of a boolean one SDPA makes such a one, and keeps it, in
-    every layer.
-
-    Args:
-        segments: [lines, positions].
-        contexts: [lines, positions].
-        dtype: the queries'.
-
-    Returns:
-        [lines, 1, positions, positions] of 0 and minus infinity, its rows laid out as GPUs want them.
-    """
-    num_lines, length = segments.shape
-    of_keys = segments[:, None, :]
-    is_seen = ((of_keys == segments[:, :, None]) | (of_keys == contexts[:, :, None])).tril_()
-    aligned = -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
-    memory = torch.full((num_lines, 1, length, aligned), -torch.inf, dtype=dtype, device=segments.device)
-    return memory[..., :length].masked_fill_(is_seen[:, None], 0.0)
 
 
 def linear_logprobs(

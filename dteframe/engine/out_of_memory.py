@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from dteframe.contracts import RolloutConfig
-from dteframe.engine.lines import MicroBatch
+from dteframe.engine.micro_batches import MicroBatch
 from dteframe.engine.pack import Row
 from dteframe.errors import DTEFrameError
 from dteframe.memory import in_words
@@ -72,8 +72,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def work_of(micro_batch: MicroBatch) -> str:
     """Word a micro-batch: how large it is, padding included."""
-    num_lines = max(1, len(micro_batch.lines))
-    return f"a micro-batch of {num_lines} x {micro_batch.length} tokens"
+    num_lines, length = micro_batch.shape
+    return f"a micro-batch of {num_lines} x {length} tokens"
 
 
 def remedies_for(rows: Sequence[Row], micro_batch_tokens: int) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dteframe.contracts import Policy
 from dteframe.engine.distributed import Processes
-from dteframe.engine.lines import MicroBatch
 from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
+from dteframe.engine.micro_batches import MicroBatch
 from dteframe.errors import DataError
 from dteframe.full_weights import ADAPTER
 

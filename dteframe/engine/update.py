@@ -13,14 +13,15 @@ import torch
 
 from dteframe.contracts import LossInputs, Objective, Policy
 from dteframe.engine.distributed import ALONE, Processes
-from dteframe.engine.lines import MicroBatch, MicroBatches, Sharing, shared_out, split_alike
 from dteframe.engine.loaded_sizes import loaded_sizes
-from dteframe.engine.logprobs import CompletionScorer, scorer_inputs, takes_block_masks
+from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
 from dteframe.engine.lora import without_adapter
+from dteframe.engine.micro_batches import MicroBatch, MicroBatches, Sharing, shared_out, split_alike
 from dteframe.engine.optimizer import Optimizer, OptimizerSettings, check_names
 from dteframe.engine.out_of_memory import SMALLER_OPTIMIZER, memory_for, remedies_for, work_of
 from dteframe.engine.pack import Minibatch, Row, pack
 from dteframe.engine.sharding import Precision, Skeleton, first_scorer, gathered, release, shard
+from dteframe.engine.shared_attention import takes_shared_prompts
 from dteframe.engine.update_work import UpdateWork, by_row, note_pass
 from dteframe.errors import DTEFrameError
 from dteframe.records import CreditedGroup, Sampling
@@ -73,7 +74,7 @@ class Learner:
         self._pad_token_id = _pad_token_id(policy)
         self._sizes = loaded_sizes(policy.module)
         sharing: Sharing | None = None
-        if self._sizes is not None and takes_block_masks(policy.module):
+        if self._sizes is not None and takes_shared_prompts(policy.module):
             checkpoints = any(
                 getattr(item, "gradient_checkpointing", False) for item in policy.module.modules()
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dteframe.engine.lines import MicroBatch
+from dteframe.engine.micro_batches import MicroBatch
 from dteframe.engine.pack import Row
 from dteframe.flops import PassSizes, forward_flops, update_flops
 from dteframe.records import ModelSizes

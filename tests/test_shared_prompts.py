@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -20,14 +22,23 @@ from transformers import (
 )
 
 from dteframe.contracts import LoraOptions, Policy
-from dteframe.engine.lines import Line, MicroBatch, Sharing, shared_out, split, split_alike
 from dteframe.engine.loaded_sizes import loaded_sizes
-from dteframe.engine.logprobs import CompletionScorer, block_mask, scorer_inputs, takes_block_masks
+from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
 from dteframe.engine.lora import add_lora
+from dteframe.engine.micro_batches import MicroBatch, Sharing, shared_out, split, split_alike
 from dteframe.engine.model_options import checkpoint_gradients
 from dteframe.engine.pack import Row, rows_of
+from dteframe.engine.shared_attention import takes_shared_prompts
+from dteframe.engine.tiles import (
+    PAIRS_OF_A_CALL,
+    UNLIKE_CONTEXTS_PAIRS,
+    WASTE,
+    Tile,
+    end_to_end,
+    tiles_of,
+)
 from dteframe.flops import PassSizes, pairs_per_token
-from dteframe.memory import activation_bytes, shared_position_surcharge
+from dteframe.memory import activation_bytes
 from dteframe.records import Completion, CreditedGroup, Group, ModelSizes
 from dteframe.testing.tiny import tiny_policy
 
@@ -63,7 +74,7 @@ def group(number: int, prompt_length: int, lengths: tuple[int, ...]) -> tuple[Ro
     return rows_of(CreditedGroup(found, np.ones(len(lengths)), False, 0), 100 * number)
 
 
-GROUPS = [group(1, 9, (4, 1, 7)), group(2, 2, (12,)), group(3, 5, (2, 2, 3, 1))]
+GROUPS = [group(1, 9, (4, 1, 17)), group(2, 2, (12,)), group(3, 5, (2, 2, 3, 1)), group(4, 90, (3, 20, 5))]
 ROWS = tuple(row for rows in GROUPS for row in rows)
 
 
@@ -84,11 +95,11 @@ def gradients(module: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 LAYOUTS = {
-    "a_line_a_group": [[GROUPS[0], GROUPS[1], GROUPS[2]]],
-    "all_in_one": [[ROWS]],
+    "one_group": [GROUPS[0], (*GROUPS[1], *GROUPS[2], *GROUPS[3])],
+    "all_in_one": [ROWS],
     "groups_cut_over_two_micro_batches": [
-        [GROUPS[0][:2], GROUPS[2][3:]],
-        [GROUPS[1] + GROUPS[0][2:], GROUPS[2][:3]],
+        (*GROUPS[0][:2], *GROUPS[2][3:], *GROUPS[3][1:]),
+        (*GROUPS[1], *GROUPS[0][2:], *GROUPS[3][:1], *GROUPS[2][:3]),
     ],
 }
 
@@ -100,14 +111,14 @@ def test_lines_give_the_log_probs_entropies_and_gradients_of_rows_of_their_own(
     layout: str, name: str, checkpoints: bool
 ) -> None:
     alone, together = module(name), module(name)
-    assert takes_block_masks(together)
+    assert takes_shared_prompts(together)
     if checkpoints:
         checkpoint_gradients(together)
         together.train()
-    expected = scores(alone, MicroBatch(tuple(Line.of((row,)) for row in ROWS)))
+    expected = scores(alone, MicroBatch(ROWS))
     found = {}
-    for lines in LAYOUTS[layout]:
-        found.update(scores(together, MicroBatch(tuple(Line.of(tuple(rows)) for rows in lines))))
+    for rows in LAYOUTS[layout]:
+        found.update(scores(together, MicroBatch(rows, shares_prompts=True)))
     assert found.keys() == expected.keys()
     for index, pair in found.items():
         torch.testing.assert_close(pair, expected[index], atol=1e-5, rtol=1e-5)
@@ -118,10 +129,10 @@ def test_lines_give_the_log_probs_entropies_and_gradients_of_rows_of_their_own(
 
 def test_lines_train_an_adapter_as_rows_of_their_own_do() -> None:
     found = []
-    for lines in (tuple((row,) for row in ROWS), (ROWS,)):
+    for shares_prompts in (False, True):
         policy = Policy(module(), tiny_policy().tokenizer, "cpu")
         add_lora(policy, LoraOptions(r=4), np.random.default_rng(0))
-        scores(policy.module, MicroBatch(tuple(Line.of(rows) for rows in lines)))
+        scores(policy.module, MicroBatch(ROWS, shares_prompts))
         trained = dict(policy.module.named_parameters())
         found.append({name: item.grad for name, item in trained.items() if item.requires_grad})
     alone, together = found
@@ -131,90 +142,139 @@ def test_lines_train_an_adapter_as_rows_of_their_own_do() -> None:
 
 
 def test_in_bfloat16_lines_are_as_near_to_float32_as_rows_of_their_own() -> None:
-    alone = MicroBatch(tuple(Line.of((row,)) for row in ROWS))
-    exact = scores(module(), alone)
+    exact = scores(module(), MicroBatch(ROWS))
     errors = []
-    for micro_batch in (alone, MicroBatch((Line.of(ROWS),))):
-        found = scores(module().bfloat16(), micro_batch)
+    for shares_prompts in (False, True):
+        found = scores(module().bfloat16(), MicroBatch(ROWS, shares_prompts))
         errors.append(max(float((found[row][0] - exact[row][0]).abs().max()) for row in exact))
     assert 0 < errors[1] < 2 * errors[0]
 
 
-def test_a_token_sees_its_prompt_and_its_own_completion() -> None:
+def test_rows_are_laid_end_to_end_with_their_prompt_once() -> None:
     # Prompts of one token: the first with completions of two tokens and one, the second with one of one.
-    inputs = scorer_inputs(
-        MicroBatch((Line.of((*group(1, 1, (2, 1)), *group(2, 1, (1,)))), Line.of(group(3, 1, (6,))))),
-        0,
-        "cpu",
+    rows = (*group(1, 1, (2, 1)), *group(2, 1, (1,)))
+    inputs = scorer_inputs(MicroBatch(rows, shares_prompts=True), 0, "cpu")
+    assert inputs.token_ids.shape == (1, 6)
+    assert inputs.positions.tolist() == [[0, 1, 2, 1, 0, 1]]
+    assert inputs.sources.tolist() == [0, 1, 0, 4]
+
+
+def test_long_prompts_are_asked_once_and_short_ones_with_every_completion() -> None:
+    rows = (*group(1, 4, (2, 2)), *group(2, 2, (3,)))
+    whole, after = tiles_of(end_to_end(rows))
+    # The first prompt by itself, 0 to 3; the second, at 8 and 9, with its completion.
+    assert whole.places().tolist() == [[8, 9, 10, 11, 12], [0, 1, 2, 3, 0]]
+    assert whole.answers().tolist() == [[8, 9, 10, 11, 12, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6, 7, 8]]
+    assert whole.seen() is None
+    assert after.places().tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 6, 7]]
+    assert after.answers().tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
+    assert after.seen().astype(int).tolist() == [[[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]]
+    assert (whole.num_pairs, after.num_pairs) == (2 * 5 * 5 / 2, 2 * 2 * 6)
+
+
+def test_prompts_of_several_lengths_in_a_tile_have_a_mask_for_each() -> None:
+    _, after = tiles_of(end_to_end((*group(1, 3, (1,)), *group(2, 2, (1,)))))
+    assert after.places().tolist() == [[0, 1, 2, 3], [6, 4, 5, 6]]
+    assert after.seen().astype(int).tolist() == [[[1, 1, 1, 1]], [[0, 1, 1, 1]]]
+
+
+SHAPES = st.lists(
+    st.tuples(st.integers(1, 200), st.lists(st.integers(1, 60), min_size=1, max_size=4)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def rows_of_shapes(shapes: list[tuple[int, list[int]]]) -> tuple[Row, ...]:
+    return tuple(
+        row
+        for number, (prompt, lengths) in enumerate(shapes)
+        for row in group(number, prompt, tuple(lengths))
     )
-    seen = block_mask(inputs.segments, inputs.contexts, torch.float32)[0, 0] == 0
-    assert seen.int().tolist() == [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0, 0],
-        [0, 0, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 0, 1],
-    ]
-    assert inputs.positions[0].tolist() == [0, 1, 2, 1, 0, 1, 0]
-    assert inputs.sources[:4].tolist() == [0, 1, 0, 4]
+
+
+@given(shapes=SHAPES)
+def test_a_token_sees_its_prompt_and_its_own_completion_and_nothing_twice(
+    shapes: list[tuple[int, list[int]]],
+) -> None:
+    expected, end = {}, 0
+    for prompt_length, lengths in shapes:
+        prompt = list(range(end, end := end + prompt_length))
+        expected |= {token: prompt[: index + 1] for index, token in enumerate(prompt)}
+        for length in lengths:
+            own = list(range(end, end := end + length))
+            expected |= {token: prompt + own[: index + 1] for index, token in enumerate(own)}
+    found = {}
+    for tile in tiles_of(end_to_end(rows_of_shapes(shapes))):
+        places, seen = tile.places(), tile.seen()
+        for token, answer in tile.answers().T.tolist():
+            number, position = divmod(answer, tile.length)
+            keys = (
+                np.arange(places.shape[1]) <= position if seen is None else seen[number % len(seen), position]
+            )
+            assert places[number, tile.context_length + position] == token
+            assert found.setdefault(token, sorted(places[number][keys].tolist())) == expected[token]
+    assert found == expected
+
+
+@given(shapes=SHAPES)
+def test_tiles_compute_little_that_stretches_of_their_own_would_not(
+    shapes: list[tuple[int, list[int]]],
+) -> None:
+    for tile in tiles_of(end_to_end(rows_of_shapes(shapes))):
+        needed = sum(Tile.of(item).num_pairs for item in tile.stretches)
+        assert tile.num_pairs <= needed + max(WASTE * needed, PAIRS_OF_A_CALL)
+        if tile.shortest_context < tile.context_length:
+            assert tile.num_pairs <= UNLIKE_CONTEXTS_PAIRS
 
 
 def test_other_architectures_windows_and_ways_of_attention_keep_rows_of_their_own() -> None:
-    assert not takes_block_masks(MistralForCausalLM(MistralConfig(**SIZES)))
-    assert not takes_block_masks(
+    assert not takes_shared_prompts(MistralForCausalLM(MistralConfig(**SIZES)))
+    assert not takes_shared_prompts(
         Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=0))
     )
     eager = module()
     eager.set_attn_implementation("eager")
-    assert not takes_block_masks(eager)
+    assert not takes_shared_prompts(eager)
 
 
-def test_long_prompts_are_shared_and_short_ones_of_equal_answers_are_not() -> None:
-    long, short = group(1, 256, (64,) * 8), group(1, 4, (32,) * 8)
+def test_long_prompts_are_shared_and_rows_that_share_little_have_lines_of_their_own() -> None:
+    long, short = group(1, 256, (64,) * 8), group(1, 1, (32,) * 8)
     (micro_batch,) = split(long, 10**4, Sharing(LARGE))
-    assert [line.num_tokens for line in micro_batch.lines] == [256 + 8 * 64]
+    assert micro_batch.shape == (1, 256 + 8 * 64)
     assert micro_batch.shared_prompts == [256] * 7
-    small = ModelSizes(10**6, 4, 4, 128, 384, 4, 2, 32, 100, True)  # 384 pairs a token
-    assert not any(item.shares_lines for item in split(short, 10**4, Sharing(small)))
+    (micro_batch,) = split(short, 10**4, Sharing(LARGE))
+    assert micro_batch.shape == (8, 33)
 
 
-def test_lines_are_filled_with_the_completions_of_several_groups() -> None:
-    # Prompts of 4: a row of 40 fills a line, 4 + 4 + 4 and 4 + 8 + 8 + 8 another. Padded it would be 6 x 40.
+def test_rows_of_unlike_lengths_share_a_line_without_padding() -> None:
+    # Padded it would be 6 x 40.
     rows = (*group(1, 4, (36, 4, 4)), *group(2, 4, (8, 8, 8)))
     (micro_batch,) = split(rows, 1000, Sharing(LARGE))
-    assert [line.num_tokens for line in micro_batch.lines] == [40, 40]
-    assert micro_batch.shared_prompts == [4, 4, 4]
+    assert micro_batch.shape == (1, 4 + 36 + 4 + 4 + 4 + 3 * 8)
+    assert micro_batch.shared_prompts == [4, 4, 4, 4]
     assert sorted(row.index for row in micro_batch.rows) == sorted(row.index for row in rows)
 
 
-@given(
-    shapes=st.lists(
-        st.tuples(st.integers(1, 40), st.lists(st.integers(1, 30), min_size=1, max_size=6)),
-        min_size=1,
-        max_size=8,
-    ),
-    tokens=st.integers(1, 400),
-    num_processes=st.integers(1, 4),
-)
+def test_the_cost_is_tokens_and_the_pairs_and_calls_of_attention() -> None:
+    rows, pairs = group(1, 256, (64,) * 8), pairs_per_token(LARGE)
+    shared = 256 * 256 / 2 + 8 * 64 * (256 + 64) + 2 * PAIRS_OF_A_CALL
+    assert Sharing(LARGE).cost((MicroBatch(rows, shares_prompts=True),)) == 768 + shared / pairs
+    in_lines = 8 * 320 * 320 / 2 + PAIRS_OF_A_CALL
+    assert Sharing(LARGE).cost((MicroBatch(rows),)) == 8 * 320 + in_lines / pairs
+
+
+@given(shapes=SHAPES, tokens=st.integers(1, 2000), num_processes=st.integers(1, 4))
 def test_every_row_is_run_once_within_the_budget_and_processes_meet_as_often(
     shapes: list[tuple[int, list[int]]], tokens: int, num_processes: int
 ) -> None:
-    rows = [
-        row
-        for number, (prompt, lengths) in enumerate(shapes)
-        for row in group(number, prompt, tuple(lengths))
-    ]
-    sharing = Sharing(LARGE)
-    shares = shared_out(rows, num_processes, sharing)
-    every = split_alike(shares, tokens, sharing)
+    rows, sharing = rows_of_shapes(shapes), Sharing(LARGE)
+    every = split_alike(shared_out(rows, num_processes, sharing), tokens, sharing)
     assert len({len(micro_batches) for micro_batches in every}) == 1
     ran = [row.index for micro_batches in every for micro_batch in micro_batches for row in micro_batch.rows]
     assert sorted(ran) == sorted(row.index for row in rows)
     for micro_batch in (item for micro_batches in every for item in micro_batches):
-        charge = sharing.charge(micro_batch.length) if micro_batch.shares_lines else micro_batch.length
-        assert len(micro_batch.rows) <= 1 or len(micro_batch.lines) * charge <= tokens
+        assert len(micro_batch.rows) <= 1 or math.prod(micro_batch.shape) <= tokens
 
 
 def test_processes_get_whole_groups_where_that_is_even_and_parts_where_it_is_not() -> None:
@@ -230,11 +290,11 @@ def test_processes_get_whole_groups_where_that_is_even_and_parts_where_it_is_not
 
 def test_a_shared_prompt_counts_as_one_in_the_operations() -> None:
     # A prompt of 3 with completions of 2 and 1: 6 tokens; 25 pairs, and 16 of which 9 are done already.
-    line = Line.of(group(1, 3, (2, 1)))
+    micro_batch = MicroBatch(group(1, 3, (2, 1)), shares_prompts=True)
     counted = PassSizes()
-    counted.note([(5, 2), (4, 1)], MicroBatch((line,)).shared_prompts)
+    counted.note([(5, 2), (4, 1)], micro_batch.shared_prompts)
     assert counted == PassSizes(6, 3, 25 + 16 - 9)
-    assert line.num_tokens == 6
+    assert micro_batch.shape == (1, 6)
 
 
 def test_pairs_per_token_weighs_attention_twice() -> None:
@@ -242,13 +302,17 @@ def test_pairs_per_token_weighs_attention_twice() -> None:
     assert pairs_per_token(LARGE) == (2 * 1024 * 1280 + 3 * 1024 * 4096) / (2 * 2 * 1024)
 
 
+@pytest.mark.parametrize("prompt_length", [10, 100])
 @pytest.mark.parametrize("checkpoints", [False, True])
-def test_the_charge_of_a_line_covers_what_torch_keeps_of_it(checkpoints: bool) -> None:
+def test_the_charge_of_shared_prompts_is_what_torch_keeps_of_them(
+    checkpoints: bool, prompt_length: int
+) -> None:
     made = module().train()
     if checkpoints:
         checkpoint_gradients(made)
     sizes = loaded_sizes(made)
-    inputs = scorer_inputs(MicroBatch((Line.of(group(1, 100, (40, 50, 60))),)), 0, "cpu")
+    rows = group(1, prompt_length, (40, 50, 60))
+    inputs = scorer_inputs(MicroBatch(rows, shares_prompts=True), 0, "cpu")
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -260,7 +324,9 @@ def test_the_charge_of_a_line_covers_what_torch_keeps_of_it(checkpoints: bool) -
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         results = CompletionScorer(made, 1.0)(*inputs)
     assert results[0].requires_grad
-    told = activation_bytes(sizes, 250, gradient_checkpointing=checkpoints)
-    told *= 1 + shared_position_surcharge(sizes, 250, gradient_checkpointing=checkpoints)
+    charges = [Sharing(sizes, checkpoints).charge(prompt_length, length) for length in (40, 50, 60)]
+    tokens = charges[0][0] + sum(completion for _, completion in charges)
+    told = tokens * activation_bytes(sizes, 1, gradient_checkpointing=checkpoints)
     logits = 150 * 97 * 4
-    assert sum(kept.values()) - logits <= 1.05 * told
+    # What attention is filled up with is not charged: here 60 positions for each of 40, 50 and 60.
+    assert sum(kept.values()) - logits <= 1.1 * told
