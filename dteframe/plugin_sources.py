@@ -43,6 +43,7 @@ BUILT_IN = (
     "dteframe.selectors.dynamic_sampling",
     "dteframe.replay.none",
     "dteframe.replay.fifo",
+    "dteframe.replay.prioritised",
     "dteframe.rollouts.transformers",
     "dteframe.rollouts.vllm",
     "dteframe.objectives.grpo",

@@ -70,7 +70,7 @@ class AnswerReport(StageReport):
     """Fresh groups asked for the step, reused references and those that a review rejected among them; the
     figures below are of all of them."""
     num_shortfall_groups: int
-    """Fresh groups that stand in for replayed ones that the buffer could not give."""
+    """Fresh groups that stand in for replayed ones that the buffer could not give, or the guard held back."""
     reward_mean: float
     """Mean reward of a completion."""
     reward_std: float
@@ -117,6 +117,10 @@ class ReplayReport(StageReport):
     """Replayed groups of the step."""
     num_ready: int
     """Groups that the buffer could give before the draw."""
+    guard_share: float | None
+    """Share of the recipe's replayed groups that the guard lets the step have: 1, or less while replayed
+    tokens are out of bounds (``replay.min_effective_sample_fraction``, ``replay.max_kl_nats``); None without
+    replay."""
     staleness_mean_steps: float | None
     """Mean age of the replayed groups in policy versions."""
     staleness_max_steps: int | None
@@ -180,8 +184,9 @@ class UpdateReport(StageReport):
     figures: Mapping[str, float] = field(default_factory=dict)
     """The objective's own figures, means over the tokens that ran; and of the importance weights, probability
     at the start of the step over that of the sampler, uncapped, ``fresh_importance_weight_mean``,
-    ``fresh_importance_weight_max`` and ``fresh_effective_sample_fraction`` (1: all tokens count alike), and
-    the same of replayed tokens (``replayed_...``)."""
+    ``fresh_importance_weight_max``, ``fresh_effective_sample_fraction`` (1: all tokens count alike) and
+    ``fresh_kl_behaviour_nats`` (how far the policy is from the sampler, a token), and the same of replayed
+    tokens (``replayed_...``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dteframe.contracts import Context, LossInputs
-from dteframe.objectives.grpo import GRPO, GRPOConfig, group_relative, kl_nats
+from dteframe.objectives.grpo import GRPO, GRPOConfig, group_relative, is_stale_negative, kl_nats
 from dteframe.records import BatchArithmetic
 
 
@@ -168,6 +168,36 @@ def test_no_weight_exceeds_the_cap() -> None:
     assert outputs.loss.item() == pytest.approx(-2.0)
     assert outputs.sums["cap_fraction"].item() == 1
     assert objective(importance_cap=None).loss(given).loss.item() == pytest.approx(-8.0)
+
+
+def test_rollouts_to_be_avoided_that_are_avoided_already_are_left_out() -> None:
+    # Mean gaps of log(0.5/0.2) = 0.92, of (log(0.5/0.2) + log(0.5/0.6)) / 2 = 0.37, and of 0.92 again.
+    sampled = inputs(
+        [0.2, 0.2, 0.6, 0.2],
+        advantages=[-1.0, -1.0, -1.0, 1.0],
+        behaviour=[0.5] * 4,
+        rollouts=[0, 1, 1, 2],
+        replayed=True,
+        num_rollouts=3,
+    )
+    assert is_stale_negative(sampled, 0.5).tolist() == [True, False, False, False]
+    assert is_stale_negative(sampled, 0.3).tolist() == [True, True, True, False]
+
+
+def test_a_masked_rollout_has_no_gradient_and_still_counts_in_the_denominator() -> None:
+    def gradient(**options: float) -> list[float]:
+        sampled = inputs(
+            [0.2, 0.4], advantages=[-1.0, -1.0], behaviour=[0.5, 0.5], rollouts=[0, 1], num_rollouts=2
+        )
+        outputs = objective(**options).loss(sampled)
+        outputs.loss.backward()
+        assert ("off_policy_mask_fraction" in outputs.sums) == bool(options)
+        assert sampled.logprobs.grad is not None
+        return [float(value) for value in sampled.logprobs.grad]
+
+    plain, masked = gradient(), gradient(off_policy_mask_threshold=0.5)
+    assert masked == [0.0, plain[1]]
+    assert plain[1] != 0
 
 
 def test_the_kl_term_is_the_k3_estimate_times_beta() -> None:

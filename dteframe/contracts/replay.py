@@ -7,13 +7,24 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from dteframe.contracts.component import Component, PluginConfig
 from dteframe.records import Group
 
 
 class ReplayConfig(PluginConfig):
-    """Options that every replay buffer has."""
+    """Options that every replay buffer has; the engine sees to them."""
+
+    ramp_up_steps: int = Field(default=0, ge=0)
+    """Steps over which the replayed share of a step grows to what ``training.fresh_fraction`` leaves; 0: at
+    once."""
+    min_effective_sample_fraction: float = Field(default=0.3, ge=0, lt=1)
+    """Guard: where a step's replayed tokens are worth fewer samples than this share of their number, by their
+    importance weights, the replayed share is halved; 0 is off."""
+    max_kl_nats: float | None = Field(default=0.1, gt=0)
+    """Guard: the same where the policy is further than this from those that sampled replayed tokens (nats a
+    token); null is off."""
 
 
 class Replay(Component):

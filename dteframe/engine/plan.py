@@ -25,7 +25,8 @@ class Plan:
     """Still to be asked, in order."""
     steps_left: int
     num_replayed: int
-    """Groups that each of its steps draws from the buffer: decided once, so that all its steps are alike."""
+    """Groups that each of its steps draws from the buffer, unless the guard holds some back: decided once, so
+    that all its steps are alike."""
     estimate: SuccessEstimate
     """Over the whole pool, as it was when the plan was made, with ascending ids."""
     reused: list[Group]
@@ -73,12 +74,12 @@ class Plan:
 
 
 def make_plan(
-    setup: Setup, step: int, last_estimate: SuccessEstimate | None, uses: Uses
+    setup: Setup, step: int, last_estimate: SuccessEstimate | None, uses: Uses, num_replayed: int
 ) -> tuple[Plan, EstimateReport]:
     """Choose the questions of the steps from ``step`` on; may roll out reference questions.
 
     ``last_estimate`` is the previous plan's, to be judged on the references measured now; ``uses`` gets what
-    is chosen.
+    is chosen; ``num_replayed`` groups of each step are replayed if the buffer holds as many.
     """
     parts, meter, version = setup.parts, setup.meter, step - 1
     references = _measured_references(setup, step)
@@ -88,8 +89,8 @@ def make_plan(
                 parts.estimator.observe(observation_of(references, "reference"))
         estimate = setup.pool.in_order(calls.predict(parts.estimator, version, setup.pool.train))
     arithmetic = setup.arithmetic
-    wanted = arithmetic.num_replayed
-    num_replayed = wanted if calls.num_ready(parts.replay, version) >= wanted else 0
+    if calls.num_ready(parts.replay, version) < num_replayed:
+        num_replayed = 0
     num_fresh = arithmetic.questions_per_step - num_replayed
     reusable = [
         group for group in references if group.is_informative and setup.recipe.training.reuse_references

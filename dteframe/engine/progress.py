@@ -8,6 +8,7 @@ from typing import Any
 
 from dteframe.engine.choose import Uses
 from dteframe.engine.plan import Plan
+from dteframe.engine.replay_guard import ReplayGuard
 from dteframe.records import State
 from dteframe.reports import AnswerReport, EstimateReport, EvaluationReport, StepReport
 
@@ -20,6 +21,7 @@ class Progress:
     """Training steps done; the policy's version."""
     plan: Plan | None = None
     uses: Uses = field(default_factory=Uses)
+    guard: ReplayGuard = field(default_factory=ReplayGuard)
     success_rate_before: float | None = None
     success_rate_after: float | None = None
     evaluated_step: int | None = None
@@ -84,6 +86,7 @@ class Progress:
             "step": self.step,
             "plan": self.plan.state_dict() if self.plan else None,
             "uses": self.uses.state_dict(),
+            "guard": self.guard.state_dict(),
             "success_rate_before": self.success_rate_before,
             "success_rate_after": self.success_rate_after,
             "evaluated_step": self.evaluated_step,
@@ -107,3 +110,4 @@ class Progress:
         self.plan = Plan.from_state(state["plan"]) if state["plan"] else None
         self.uses = Uses()
         self.uses.load_state_dict(state["uses"])
+        self.guard = ReplayGuard.from_state(state["guard"])

@@ -22,15 +22,17 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
     """Do the step after ``progress.step``, top to bottom, and say how it went."""
     step, parts = progress.step + 1, setup.parts
     reports: list[StageReport] = []
+    num_allowed = progress.guard.allowed(setup.arithmetic.num_replayed, step, parts.replay.config)
     if progress.plan is None or progress.plan.steps_left == 0:
         last_estimate = progress.plan.estimate if progress.plan else None
-        progress.plan, figures = make_plan(setup, step, last_estimate, progress.uses)
+        progress.plan, figures = make_plan(setup, step, last_estimate, progress.uses, num_allowed)
         reports.append(figures)
     plan = progress.plan
     reused, surplus = tuple(plan.reused), tuple(plan.surplus)
     num_wanted = setup.arithmetic.questions_per_step - plan.num_replayed - len(reused)
     fresh_ids = plan.take(setup.arithmetic.num_asked(num_wanted))
-    replayed, replay_report = _draw(setup, plan, step, fresh_ids)
+    num_drawn = min(plan.num_replayed, num_allowed)
+    replayed, replay_report = _draw(setup, plan, step, fresh_ids, num_drawn, progress.guard.share)
     num_stand_ins = plan.num_replayed - len(replayed)
     spare = _spare(plan, fresh_ids, replayed, progress.uses)
     num_more = setup.arithmetic.num_asked(num_wanted + num_stand_ins) - len(fresh_ids)
@@ -51,6 +53,9 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
         credited += [_credited(setup, group, step, is_replayed=True) for group in replayed]
         update = setup.together(Update(credited, setup.streams(step, "update")))
         setup.together(Sync())
+    warning = progress.guard.note(step, update.figures, parts.replay.config)
+    if warning:
+        setup.context.warn(warning)
     reports += [_answer_report(plan, reused, rounds, num_stand_ins), replay_report, update]
     if parts.selector.reviews:
         reports.append(rounds.report())
@@ -62,7 +67,7 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
 
 
 def _draw(
-    setup: Setup, plan: Plan, step: int, fresh_ids: tuple[str, ...]
+    setup: Setup, plan: Plan, step: int, fresh_ids: tuple[str, ...], count: int, guard_share: float
 ) -> tuple[tuple[Group, ...], ReplayReport]:
     """Draw earlier groups before the step's own are offered: none is replayed in its own step."""
     version, replay = step - 1, setup.parts.replay
@@ -70,13 +75,14 @@ def _draw(
         num_ready = calls.num_ready(replay, version)
         excluded = frozenset(fresh_ids) | {group.question_id for group in plan.reused}
         rng = setup.streams(step, "replay")
-        groups = calls.draw(replay, plan.num_replayed, version, excluded, rng) if plan.num_replayed else ()
+        groups = calls.draw(replay, count, version, excluded, rng) if count else ()
     if groups:
         tell(setup, step, groups, is_replayed=True)
     staleness = [version - group.policy_version for group in groups]
     report = ReplayReport(
         num_groups=len(groups),
         num_ready=num_ready,
+        guard_share=guard_share if replay.replays else None,
         staleness_mean_steps=float(np.mean(staleness)) if staleness else None,
         staleness_max_steps=max(staleness, default=None),
     )

@@ -22,11 +22,14 @@ class WeightSums:
     num_tokens: int = 0
     total: float = 0.0
     total_of_squares: float = 0.0
+    total_of_logs: float = 0.0
     largest: float = 0.0
 
-    def note(self, weights: torch.Tensor) -> None:
-        """Add weights, [tokens]."""
-        weights = weights.double()
+    def note(self, log_weights: torch.Tensor) -> None:
+        """Add weights, given as logarithms, [tokens]."""
+        log_weights = log_weights.double()
+        weights = log_weights.exp()
+        self.total_of_logs += float(log_weights.sum())
         self.num_tokens += len(weights)
         self.total += float(weights.sum())
         self.total_of_squares += float((weights**2).sum())
@@ -37,16 +40,21 @@ class WeightSums:
         self.num_tokens += other.num_tokens
         self.total += other.total
         self.total_of_squares += other.total_of_squares
+        self.total_of_logs += other.total_of_logs
         self.largest = max(self.largest, other.largest)
 
     def figures(self, whose: str) -> dict[str, float]:
-        """Give mean, maximum and effective sample fraction; nothing where there were no such tokens."""
+        """Give mean, maximum, effective sample fraction and KL; nothing where there were no such tokens.
+
+        The KL is the k3 estimate, the mean of w - 1 - log w, of how far the policy is from the sampler.
+        """
         if self.num_tokens == 0:
             return {}
         return {
             f"{whose}_importance_weight_mean": self.total / self.num_tokens,
             f"{whose}_importance_weight_max": self.largest,
             f"{whose}_effective_sample_fraction": self.total**2 / self.num_tokens / self.total_of_squares,
+            f"{whose}_kl_behaviour_nats": (self.total - self.total_of_logs) / self.num_tokens - 1.0,
         }
 
 
@@ -115,7 +123,7 @@ class UpdateWork:
             self.seen.add(row.index)
             proximal = self.proximal.setdefault(row.index, present[row.index])
             weights = self.figures.replayed_weights if row.is_replayed else self.figures.fresh_weights
-            weights.note((proximal - sampled[row.index]).exp())
+            weights.note(proximal - sampled[row.index])
             if not row.is_replayed and compares_sampler and not self.losses:
                 difference = (present[row.index] - sampled[row.index]).abs().max()
                 self.figures.note_sampler_difference(float(difference))

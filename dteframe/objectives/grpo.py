@@ -45,6 +45,10 @@ class GRPOConfig(ObjectiveConfig):
     or the policy at the start of the step ("proximal", its code)."""
     importance_cap: float | None = Field(default=2.0, gt=0)
     """Upper bound of a token's weight, proximal over behaviour probability; None is no bound."""
+    off_policy_mask_threshold: float | None = Field(default=None, gt=0)
+    """Leave out rollouts of negative advantage whose tokens have become less likely since they were sampled,
+    by more than this on average (nats a token; 0.5 is suggested). They still count in the denominators. None
+    is off."""
 
     def needs_reference_model(self) -> bool:
         """Whether there is a KL term."""
@@ -83,7 +87,12 @@ class GRPO(Objective):
         below = config.epsilon
         above = config.epsilon if config.epsilon_high is None else config.epsilon_high
         losses = -weights * clipped_gain(ratios, inputs.advantages, below, above)
-        sums = {
+        masked: dict[str, torch.Tensor] = {}
+        if config.off_policy_mask_threshold is not None:
+            is_masked = is_stale_negative(inputs, config.off_policy_mask_threshold)
+            losses = losses.masked_fill(is_masked, 0.0)
+            masked["off_policy_mask_fraction"] = is_masked.sum()
+        sums = masked | {
             "clip_fraction": is_clipped(ratios, inputs.advantages, below, above).sum(),
             "cap_fraction": is_capped.sum(),
             "importance_weight_mean": weights.sum(),
@@ -148,6 +157,18 @@ def clipped_gain(ratios: torch.Tensor, advantages: torch.Tensor, below: float, a
 def is_clipped(ratios: torch.Tensor, advantages: torch.Tensor, below: float, above: float) -> torch.Tensor:
     """Say which tokens have no gradient because their ratio has gone far enough already."""
     return ((ratios < 1 - below) & (advantages < 0)) | ((ratios > 1 + above) & (advantages > 0))
+
+
+def is_stale_negative(inputs: LossInputs, threshold: float) -> torch.Tensor:
+    """Say which tokens are of rollouts to be avoided that the policy avoids already.
+
+    Source: DeepSeek-V3.2, arXiv:2512.02556, eq. 9; the mean over a rollout's tokens of the behaviour less the
+        present log-probs is compared with the threshold, as in TRL's ``off_policy_mask_threshold``.
+    """
+    gaps = (inputs.behaviour_logprobs - inputs.logprobs).detach()
+    lengths = inputs.rollout_index.bincount()
+    means = inputs.rollout_index.bincount(gaps) / lengths
+    return (inputs.advantages < 0) & (means > threshold)[inputs.rollout_index]
 
 
 def kl_nats(log_ratios: torch.Tensor) -> torch.Tensor:

@@ -32,13 +32,7 @@ class FifoConfig(ReplayConfig):
 
     def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
         """Refuse a capacity below one draw: replay could never start."""
-        if self.capacity < arithmetic.num_replayed:
-            yield (
-                "capacity",
-                f"{self.capacity} groups are fewer than the {arithmetic.num_replayed} that a step replays "
-                f"(training.questions_per_step {arithmetic.questions_per_step} less {arithmetic.num_fresh} "
-                "fresh), so replay can never start; raise replay.capacity or training.fresh_fraction",
-            )
+        yield from capacity_problems(self.capacity, arithmetic)
 
 
 @final
@@ -121,6 +115,17 @@ class FifoReplay(Replay):
     def _drop(self, name: str) -> None:
         self._groups.pop(name, None)
         self._uses.pop(name, None)
+
+
+def capacity_problems(capacity: int, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
+    """Say if a buffer of a capacity could never fill a step's share."""
+    if capacity < arithmetic.num_replayed:
+        yield (
+            "capacity",
+            f"{capacity} groups are fewer than the {arithmetic.num_replayed} that a step replays "
+            f"(training.questions_per_step {arithmetic.questions_per_step} less {arithmetic.num_fresh} "
+            "fresh), so replay can never start; raise replay.capacity or training.fresh_fraction",
+        )
 
 
 @hookimpl

@@ -184,8 +184,8 @@ def _answer() -> AnswerReport:
 
 def _replay(step: int) -> ReplayReport:
     if step == 1:
-        return ReplayReport(0, 0, None, None)
-    return ReplayReport(1, 2, 1.0, 1)
+        return ReplayReport(0, 0, 1.0, None, None)
+    return ReplayReport(1, 2, 1.0, 1.0, 1)
 
 
 def _update() -> UpdateReport:
