@@ -12,6 +12,7 @@ from dteframe.cli.plugins import check, list_all_plugins, new
 from dteframe.cli.recipes import plan, schema, validate
 from dteframe.cli.run import run
 from dteframe.cli.sweep import compare, sweep
+from dteframe.cli.verify import verify_resume
 
 app = typer.Typer(
     help="Data-efficient reinforcement fine-tuning of language models.",
@@ -21,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(verify_resume)
 app.command()(validate)
 app.command()(plan)
 app.command()(sweep)
