@@ -322,6 +322,7 @@ def test_the_summary_says_what_the_run_came_to(context, tmp_path, capsys):
         "  informative groups     62.5%",
         "  estimator correlation  0.71 with measured success rates",
         "  tokens generated       train 1200, reference 300, evaluation 100",
+        "  completions            scored 9, timeout 1",
         "  questions left out     duplicate 3",
         "  warnings               1",
         "                         2 prompts were long",

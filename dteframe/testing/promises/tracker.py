@@ -131,7 +131,6 @@ def _run_report(run_folder: Path, first_step: int) -> RunReport:
         num_processes=1,
         num_train_questions=24,
         num_evaluation_questions=8,
-        reward_statuses={"scored": 20, "unparseable": 4, "timeout": 1},
         left_out={"longer than 512 tokens": 1},
         arithmetic=BatchArithmetic(MAX_STEPS, 2, 4, 2, 1, 2, 512, 8),
         first_step=first_step,
