@@ -157,6 +157,11 @@ class Group:
         return bool(np.all(self.rewards == self.rewards[0]))
 
     @property
+    def has_finite_logprobs(self) -> bool:
+        """Whether the sampler gave every token a log-prob that can be trained on."""
+        return all(np.isfinite(item.behaviour_logprobs).all() for item in self.completions)
+
+    @property
     def num_tokens(self) -> int:
         """Count the completions' tokens."""
         return sum(len(completion.token_ids) for completion in self.completions)

@@ -109,6 +109,15 @@ class RewardReport(StageReport):
 
 
 @dataclass(frozen=True, slots=True)
+class HealthReport(StageReport):
+    """What was left out of a step because a number was not finite; ``update/num_skipped_minibatches`` too."""
+
+    stage: ClassVar[str] = "health"
+    num_non_finite_groups: int
+    """Groups whose sampler gave a log-prob that is not finite (``training.on_non_finite``)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplayReport(StageReport):
     """The replayed groups of a step."""
 
@@ -181,6 +190,9 @@ class UpdateReport(StageReport):
     decoders."""
     trained_forward_flops: float | None = None
     """Those of the forward passes with gradient: gradient checkpointing does them twice."""
+    num_skipped_minibatches: int = 0
+    """Minibatches left out because a loss, log-prob or gradient of theirs was not finite
+    (``training.on_non_finite``)."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """The objective's own figures, means over the tokens that ran; and of the importance weights, probability
     at the start of the step over that of the sampler, uncapped, ``fresh_importance_weight_mean``,

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dteframe.contracts import Context, LossInputs, LossOutputs, Objective, ObjectiveConfig, Policy
+from dteframe.engine.non_finite import NonFiniteError
 from dteframe.engine.optimizer import OptimizerSettings, learning_rate_at
 from dteframe.engine.pack import Row, rows_of
-from dteframe.engine.update import Learner, UpdateError
+from dteframe.engine.update import Learner
 from dteframe.errors import ResumeError
 from dteframe.objectives.grpo import GRPO, GRPOConfig
 from dteframe.recipe import TrainingConfig
@@ -271,10 +272,11 @@ def test_a_loss_that_is_not_finite_names_step_minibatch_and_questions_and_leaves
     before = weights(policy)
     objective.factor = float("nan")
     message = (
-        "step 2: minibatch 1 of 1: the loss is nan on questions 'a', 'b'; this optimizer step was not taken; "
-        "look at the questions' rollouts, or lower training.learning_rate"
+        "step 2: minibatch 1 of 1: the loss or a log-prob is nan on questions 'a', 'b'; this optimizer step was "
+        "not taken; look at the questions' rollouts, lower training.learning_rate, or leave such batches out "
+        "(training.on_non_finite=skip)"
     )
-    with pytest.raises(UpdateError, match=re.escape(message)):
+    with pytest.raises(NonFiniteError, match=re.escape(message)):
         made.update(BATCH[:3], np.random.default_rng(0))
     assert all(torch.equal(found, before[name]) for name, found in weights(policy).items())
 

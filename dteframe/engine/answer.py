@@ -11,6 +11,7 @@ import numpy as np
 
 from dteframe.engine import calls
 from dteframe.engine.member import Member, Work
+from dteframe.engine.non_finite import NonFiniteError, keep_groups
 from dteframe.engine.out_of_memory import memory_for, sampling_remedies
 from dteframe.engine.reward_failures import heed_failures, without_failures
 from dteframe.engine.reward_pool import PendingScores
@@ -51,7 +52,9 @@ def answer(
     )
     groups = setup.together(asked)
     setup.meter.charge(groups)
-    kept = groups if setup.recipe.training.on_reward_failure == "zero" else without_failures(groups)
+    kept = _with_finite_logprobs(setup, step, groups)
+    if setup.recipe.training.on_reward_failure != "zero":
+        kept = without_failures(kept)
     unused = review(kept) if review and kept else {}
     tell(setup, step, groups, is_replayed=False, unused=unused)
     heed_failures(setup, step, groups)
@@ -129,6 +132,29 @@ class Ask(Work[tuple[Group, ...]]):
             reward_statuses=() if is_scored.all() else scores.statuses,
             reward_errors=scores.errors if any(scores.errors) else (),
         )
+
+
+def _with_finite_logprobs(setup: Setup, step: int, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """Leave groups out whose sampler gave a log-prob that is not finite, where the recipe wants that.
+
+    Raises:
+        NonFiniteError: it does not, or no group is left.
+    """
+    broken = [group for group in groups if not group.has_finite_logprobs]
+    if not broken:
+        return groups
+    setup.meter.note_non_finite(len(broken))
+    what = (
+        f"step {step}: the sampler gave log-probs that are not finite in {len(broken)} of {len(groups)} "
+        f"groups asked for {broken[0].purpose}, the first for question {broken[0].question_id!r}"
+    )
+    where = keep_groups(setup.context.run_folder, step, broken)
+    if setup.recipe.training.on_non_finite == "stop" or len(broken) == len(groups):
+        raise NonFiniteError(
+            f"{what}; lower training.learning_rate, or let the sampler compute in float32{where}"
+        )
+    setup.context.warn(f"{what}; these are left out (training.on_non_finite){where}")
+    return tuple(group for group in groups if group.has_finite_logprobs)
 
 
 def observation_of(groups: Sequence[Group], purpose: Purpose) -> Observation:

@@ -213,8 +213,6 @@ def _check_completions(
                           f"{sampling.max_completion_length}")  # fmt: skip
         if num_logprobs != length:
             raise _broken(rollout, f"{where} {num_logprobs} log-probs for {length} tokens")
-        if not np.isfinite(completion.behaviour_logprobs).all():
-            raise _broken(rollout, f"{where} a log-prob that is not finite")
 
 
 def score(reward: Reward, question: Question, completions: Sequence[Completion]) -> list[float | None]:

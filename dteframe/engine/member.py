@@ -19,6 +19,7 @@ from dteframe.contracts import Context, Policy
 from dteframe.engine import calls
 from dteframe.engine.distributed import Processes
 from dteframe.engine.meter import Meter
+from dteframe.engine.non_finite import BrokenBatches
 from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.reward_pool import Scorer
 from dteframe.engine.update import Learner
@@ -102,7 +103,11 @@ def join(  # noqa: PLR0913  # all that a process has, once
     """Start what every process has, together with the others; the policy gets the main process's weights."""
     settings = OptimizerSettings.from_training(recipe.training)
     sampling, shares_module = recipe.rollout.sampling(), parts.rollout.shares_module
-    learner = Learner(policy, parts.objective, settings, sampling, processes, shares_module)
+    skips = recipe.training.on_non_finite == "skip"
+    broken_batches = BrokenBatches(context.run_folder, skips, processes, context.warn)
+    learner = Learner(
+        policy, parts.objective, settings, sampling, processes, shares_module, broken_batches.heed
+    )
     with calls.running(parts.rollout):
         parts.rollout.start(policy)
     return Member(recipe, context, parts, policy, learner, meter, processes, scorer, untold)

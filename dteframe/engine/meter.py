@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dteframe.records import Group, State
-from dteframe.reports import CostReport, RewardReport, TimeReport
+from dteframe.reports import CostReport, HealthReport, RewardReport, TimeReport
 
 NOT_TRAINING = ("load", "evaluate", "checkpoint")
 """Stages that time to target does not count."""
@@ -32,6 +32,8 @@ class Meter:
         """Of the step that was closed last, by purpose."""
         self.reward_statuses: Counter[str] = Counter()
         """What became of scoring completions, since the start of the run."""
+        self._num_non_finite = 0
+        self._last_step_non_finite = 0
         self._last_step_statuses: Counter[str] = Counter()
         self._step_statuses: Counter[str] = Counter()
         self._step_tokens: Counter[str] = Counter()
@@ -49,6 +51,10 @@ class Meter:
             statuses = group.reward_statuses or ("scored",) * group.trials
             self.reward_statuses.update(statuses)
             self._step_statuses.update(statuses)
+
+    def note_non_finite(self, num_groups: int) -> None:
+        """Count groups that are left out for their sampler's log-probs."""
+        self._num_non_finite += num_groups
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -72,6 +78,7 @@ class Meter:
             self.seconds[stage] += seconds
         self._step_seconds.clear()
         self.last_step_tokens, self._step_tokens = self._step_tokens, Counter()
+        self._last_step_non_finite, self._num_non_finite = self._num_non_finite, 0
         self._last_step_statuses, self._step_statuses = self._step_statuses, Counter()
         self._step_began, self._step_began_cpu, self._step_untrained_cpu = now, now_cpu, 0.0
         return TimeReport(step_seconds=whole, figures=figures)
@@ -85,6 +92,10 @@ class Meter:
             num_timeouts=counts["timeout"],
             num_errors=counts["error"],
         )
+
+    def health(self) -> HealthReport:
+        """Sum up what was left out of the step that was closed last."""
+        return HealthReport(num_non_finite_groups=self._last_step_non_finite)
 
     def costs(self) -> CostReport:
         """Sum up everything paid up to the last closed step."""

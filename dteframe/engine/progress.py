@@ -7,10 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dteframe.engine.choose import Uses
+from dteframe.engine.health import Health
 from dteframe.engine.plan import Plan
 from dteframe.engine.replay_guard import ReplayGuard
 from dteframe.records import State
-from dteframe.reports import AnswerReport, EstimateReport, EvaluationReport, StepReport
+from dteframe.reports import (
+    AnswerReport,
+    EstimateReport,
+    EvaluationReport,
+    HealthReport,
+    StepReport,
+    UpdateReport,
+)
 
 
 @dataclass(slots=True)
@@ -38,9 +46,13 @@ class Progress:
     """Whether any reward of a fresh group has differed from the first."""
     reference_pearsons: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    health: Health = field(default_factory=Health)
+    steps_with_skips: int = 0
+    """Steps in a row, up to the last, in which something that was not finite was skipped."""
 
     def note(self, report: StepReport) -> None:
         """Add a finished step to the sums."""
+        has_skips = False
         for stage in report.stages:
             if isinstance(stage, AnswerReport):
                 self.informative_groups += stage.informative_fraction * stage.num_groups
@@ -49,10 +61,15 @@ class Progress:
                 if self.first_reward is None:
                     self.first_reward = stage.reward_mean
                 self.rewards_vary |= stage.reward_std > 0 or abs(stage.reward_mean - self.first_reward) > 1e-9
+            elif isinstance(stage, UpdateReport):
+                has_skips |= stage.num_skipped_minibatches > 0
+            elif isinstance(stage, HealthReport):
+                has_skips |= stage.num_non_finite_groups > 0
             elif isinstance(stage, EstimateReport) and stage.reference_pearson is not None:
                 self.reference_pearsons.append(stage.reference_pearson)
             elif isinstance(stage, EvaluationReport):
                 self.note_evaluation(stage, report.step)
+        self.steps_with_skips = self.steps_with_skips + 1 if has_skips else 0
 
     def note_evaluation(self, evaluation: EvaluationReport, step: int) -> None:
         """Keep the first and the last held-out success rate."""
@@ -99,6 +116,8 @@ class Progress:
             "rewards_vary": self.rewards_vary,
             "reference_pearsons": self.reference_pearsons,
             "warnings": self.warnings,
+            "health": self.health.state_dict(),
+            "steps_with_skips": self.steps_with_skips,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -108,6 +127,7 @@ class Progress:
             setattr(self, name, value)
         self.warnings = [*state["warnings"], *new_warnings]
         self.plan = Plan.from_state(state["plan"]) if state["plan"] else None
+        self.health = Health.from_state(state["health"])
         self.uses = Uses()
         self.uses.load_state_dict(state["uses"])
         self.guard = ReplayGuard.from_state(state["guard"])

@@ -24,6 +24,7 @@ from dteframe.engine.fit import warn_of_shortage, with_effective_offload
 from dteframe.engine.member import join
 from dteframe.engine.meter import Meter
 from dteframe.engine.model_options import apply_model_options, num_trainable
+from dteframe.engine.non_finite import NonFiniteError
 from dteframe.engine.out_of_memory import SMALLER_MODEL, SMALLER_OPTIMIZER, memory_for
 from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.engine.progress import Progress
@@ -45,7 +46,7 @@ from dteframe.engine.stop import Stop, StoppedError
 from dteframe.engine.streams import Streams
 from dteframe.engine.throughput import throughput_of
 from dteframe.errors import DataError, ResumeError
-from dteframe.recipe import LoadedRecipe, Recipe
+from dteframe.recipe import LoadedRecipe, Recipe, TrainingConfig
 from dteframe.registry import Registry
 from dteframe.reports import RunReport, RunSummary, StageReport, StepReport
 
@@ -170,6 +171,7 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
         stages=(
             *stages,
             setup.meter.rewards(),
+            setup.meter.health(),
             times,
             throughput_of(setup, stages, times),
             setup.meter.costs(),
@@ -182,7 +184,10 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
             f"learnt: {_likely_cause(progress, setup.meter)}; look at "
             f"{setup.context.run_folder / 'rollouts.jsonl'}"
         )
+    for message in progress.health.look_at(report, setup.recipe.training.health):
+        setup.context.warn(message)
     setup.hooks.hook.dteframe_step_finished(report=report)
+    _refuse_many_skips(setup.recipe.training, progress)
 
 
 def _likely_cause(progress: Progress, meter: Meter) -> str:
@@ -203,6 +208,16 @@ def _likely_cause(progress: Progress, meter: Meter) -> str:
         "every answer is wrong: the reward may not find the answer (its answer_pattern), completions may be "
         "cut short (rollout.max_completion_length), or the questions are too hard for the model"
     )
+
+
+def _refuse_many_skips(training: TrainingConfig, progress: Progress) -> None:
+    if progress.steps_with_skips > training.max_steps_with_skips:
+        raise NonFiniteError(
+            f"step {progress.step}: something that is not finite was skipped in {progress.steps_with_skips} "
+            f"steps in a row (training.max_steps_with_skips {training.max_steps_with_skips}); look at the "
+            "warnings and at the batches in non_finite/, lower training.learning_rate, or set model.dtype to "
+            "float32"
+        )
 
 
 def _set_up(

@@ -37,6 +37,7 @@ WRITTEN_BY_A_RUN = (
     "checkpoints",
     "policy",
     "adapter",
+    "non_finite",
     SUMMARY,
 )
 CACHE_VARIABLE = "DTEFRAME_CACHE"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -17,6 +16,7 @@ from dteframe.engine.loaded_sizes import loaded_sizes
 from dteframe.engine.logprobs import CompletionScorer, scorer_inputs
 from dteframe.engine.lora import without_adapter
 from dteframe.engine.micro_batches import MicroBatch, MicroBatches, Sharing, shared_out, split_alike
+from dteframe.engine.non_finite import BrokenBatch, Heed, NonFiniteError, broken_parameters, stop
 from dteframe.engine.optimizer import Optimizer, OptimizerSettings, check_names
 from dteframe.engine.out_of_memory import SMALLER_OPTIMIZER, memory_for, remedies_for, work_of
 from dteframe.engine.pack import Minibatch, Row, pack
@@ -29,7 +29,7 @@ from dteframe.reports import UpdateReport
 
 
 class UpdateError(DTEFrameError):
-    """A model that cannot be trained, or a loss or gradient that is not finite: its step is not taken."""
+    """A model that cannot be trained."""
 
 
 class Learner:
@@ -38,7 +38,7 @@ class Learner:
     The module is in training mode during an update and only then, all of its passes included.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what trains, what is trained, and among whom
         self,
         policy: Policy,
         objective: Objective,
@@ -46,6 +46,7 @@ class Learner:
         sampling: Sampling,
         processes: Processes = ALONE,
         shares_module: bool = True,
+        heed: Heed = stop,
     ) -> None:
         """Take the policy, and freeze a copy of it if the objective compares with the first policy.
 
@@ -60,8 +61,10 @@ class Learner:
             processes: who trains.
             shares_module: whether the policy's own module samples, so that the log-probs of fresh rows are
                 the policy's at the start of the step up to rounding.
+            heed: what to do about a batch whose loss, log-probs or gradient are not finite.
         """
         self._policy = policy
+        self._heed = heed
         self._objective = objective
         self._settings = settings
         self._sampling = sampling
@@ -105,7 +108,8 @@ class Learner:
             rng: the only source of chance: who meets whom in a minibatch, and what dropout drops.
 
         Raises:
-            UpdateError: a loss or gradient is not finite.
+            NonFiniteError: a loss, log-prob or gradient is not finite, and ``heed`` does not go on without
+                that batch; or a weight is not after the update.
         """
         objective = self._objective
         minibatches = pack(
@@ -123,10 +127,11 @@ class Learner:
             self._score_start_of_step(minibatches, work)
             for _ in range(objective.config.num_iterations):
                 for number, minibatch in enumerate(minibatches):
-                    if minibatch.rows:
+                    if minibatch.rows and number not in work.broken_minibatches:
                         self._optimizer_step(minibatch, number, work)
         finally:
             self._policy.module.train(False)
+        self._refuse_broken_weights()
         self._num_updates += 1
         num_left_out = 0
         if not objective.equal_rewards_carry_gradient:
@@ -250,7 +255,8 @@ class Learner:
         return found
 
     def _optimizer_step(self, minibatch: Minibatch, number: int, work: UpdateWork) -> None:
-        """Make one step of the optimizer, or raise and leave the weights alone."""
+        """Make one step of the optimizer, or none at all if a number is not finite."""
+        figures = deepcopy(work.figures)
         micro_batches = self._own_micro_batches(self._shares(minibatch.rows))
         if number not in work.minibatches_with_reference:
             self._score_with_first_policy(micro_batches, work)
@@ -264,9 +270,12 @@ class Learner:
         loss = self._processes.sum(torch.stack(losses).sum())
         if not torch.isfinite(torch.stack([loss, norm])).all():
             self._optimizer.drop_gradients()
+            work.figures = figures
+            work.broken_minibatches.add(number)
             pairs = zip(losses, micro_batches, strict=True)
             told = [(item.item(), _questions(micro_batch.rows)) for item, micro_batch in pairs]
-            raise UpdateError(self._what_is_not_finite(minibatch, number, told, norm.item()))
+            self._heed(self._broken_batch(minibatch, number, told, norm.item()))
+            return
         with memory_for("update", "the optimizer's step", self._policy.device, SMALLER_OPTIMIZER):
             self._optimizer.step()
         work.losses.append(float(loss))
@@ -307,7 +316,8 @@ class Learner:
         work.figures.entropy_nats += float(entropies.sum())
         for name, value in outputs.sums.items():
             work.figures.sums[name] += float(value)
-        return outputs.loss.detach()
+        # 0 for finite log-probs; a loss may hide others, such as a ratio of 0.
+        return outputs.loss.detach() + 0 * logprobs.detach().sum()
 
     def _behaviour(self, row: Row) -> torch.Tensor:
         values = torch.as_tensor(row.completion.behaviour_logprobs, dtype=torch.float32)
@@ -335,21 +345,40 @@ class Learner:
         has_adapter = self._policy.lora_base_sha256 is not None
         return without_adapter(self._policy.module) if has_adapter else nullcontext()
 
-    def _what_is_not_finite(
+    def _broken_batch(
         self, minibatch: Minibatch, number: int, losses: Sequence[tuple[float, str]], norm: float
-    ) -> str:
-        """Name step, minibatch and questions: those of the first micro-batch with a broken loss, or all."""
+    ) -> BrokenBatch:
+        """Put together what is known of a minibatch that is not finite; all processes call it."""
         num_minibatches = self._objective.config.num_minibatches
         where = f"step {self._num_updates + 1}: minibatch {number + 1} of {num_minibatches}"
-        for loss, questions in [item for share in self._processes.exchange(losses) for item in share]:
-            if not math.isfinite(loss):
-                return f"{where}: the loss is {loss!r} on questions {questions}; {_ADVICE}"
-        return f"{where}: the gradient norm is {norm!r} on questions {_questions(minibatch.rows)}; {_ADVICE}"
+        every = [item for share in self._processes.exchange(losses) for item in share]
+        broken = [(loss, questions) for loss, questions in every if not np.isfinite(loss)]
+        if broken:
+            loss, questions = broken[0]
+            what = f"{where}: the loss or a log-prob is {loss!r} on questions {questions}"
+        else:
+            what = f"{where}: the gradient norm is {norm!r} on questions {_questions(minibatch.rows)}"
+        return BrokenBatch(
+            step=self._num_updates + 1,
+            minibatch=number + 1,
+            what=what,
+            rows=minibatch.rows,
+            logprobs=tuple(self.logprobs(minibatch.rows)),
+            broken_weights=self._broken_weights(),
+        )
 
+    def _broken_weights(self) -> tuple[str, ...]:
+        every = self._processes.exchange(broken_parameters(self._policy.module))
+        return tuple(sorted({name for share in every for name in share}))
 
-_ADVICE = (
-    "this optimizer step was not taken; look at the questions' rollouts, or lower training.learning_rate"
-)
+    def _refuse_broken_weights(self) -> None:
+        """Stop before weights that are not finite are sampled from or kept: they cannot be taken back."""
+        broken = self._broken_weights()
+        if broken:
+            raise NonFiniteError(
+                f"step {self._num_updates + 1}: {len(broken)} parameters are not finite after the update, "
+                f"such as {broken[0]!r}; lower training.learning_rate; checkpoints before it are sound"
+            )
 
 
 def _frozen_copy(policy: Policy, processes: Processes) -> Policy:

@@ -106,6 +106,8 @@ class UpdateWork:
     reference: dict[int, torch.Tensor] = field(default_factory=dict)
     minibatches_with_reference: set[int] = field(default_factory=set)
     seen: set[int] = field(default_factory=set)
+    broken_minibatches: set[int] = field(default_factory=set)
+    """Those with a number that is not finite: left out of the rest of the update."""
     losses: list[float] = field(default_factory=list)
     """Of the optimizer steps: the same in all processes."""
     gradient_norms: list[float] = field(default_factory=list)
@@ -145,6 +147,7 @@ class UpdateWork:
             gradient_norm=_mean(self.gradient_norms),
             learning_rate=learning_rate,
             num_optimizer_steps=len(self.losses),
+            num_skipped_minibatches=len(self.broken_minibatches),
             num_equal_reward_groups=num_equal_reward_groups,
             num_forward_rows=total.num_forward_rows,
             num_proximal_rows=total.num_proximal_rows,

@@ -25,6 +25,7 @@ from dteframe.contracts import (
     TrackerConfig,
 )
 from dteframe.recipe.document import SCALARS
+from dteframe.recipe.health_config import HealthConfig
 from dteframe.records import BatchArithmetic
 from dteframe.registry import Registry
 
@@ -82,7 +83,7 @@ class TrainingConfig(BaseModel):
     """Groups that a step learns from, fresh and replayed (B)."""
     num_generations: int = Field(default=8, ge=2)
     """Completions per question: the size of a group (G)."""
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, le=100)
     """AdamW's, after the warm-up."""
     lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_min_lr"] = "constant"
     """The learning rate after the warm-up; ``linear`` and ``cosine`` reach 0 just after the last step,
@@ -112,6 +113,11 @@ class TrainingConfig(BaseModel):
     processes: for GPUs that are too small; needs ``--processes``, 1 at least."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients of a larger norm are scaled down to it."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What follows where a loss, gradient or log-prob is not finite: the run stops, or goes on without that
+    minibatch, or group; either way what it was made of is kept in the run folder."""
+    max_steps_with_skips: int = Field(default=3, ge=1)
+    """Training steps in a row with something skipped after which the run stops all the same."""
     selection_interval: int = Field(default=2, ge=1)
     """Steps that one plan serves: questions are selected once for all of them (mu)."""
     fresh_fraction: float | None = Field(default=None, gt=0, le=1)
@@ -154,6 +160,8 @@ class TrainingConfig(BaseModel):
     save_total_limit: int | None = Field(default=3, ge=1)
     """Checkpoints that are kept, the newest; the one with the best evaluation is kept besides, and named in
     ``checkpoints/best.json``. null: all."""
+    health: HealthConfig = HealthConfig()
+    """From where on the run's own figures are warned of."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the policy is trained; ``auto``: a GPU if there is one."""
 
