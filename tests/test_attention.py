@@ -1,8 +1,7 @@
-"""The attention estimator: its mathematics by hand-worked numbers, its training, and the plugin."""
+"""The attention estimator: its mathematics by hand-worked numbers, and the plugin."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -10,23 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dteframe import Context, DataError, Observation, Question
+from dteframe import Context, Observation, Question
 from dteframe.estimators import attention_math
-from dteframe.estimators.adapter import (
-    AdapterShape,
-    build_adapter,
-    head_outputs,
-    load_adapter,
-    predicted_logits,
-    save_adapter,
-)
-from dteframe.estimators.adapter_training import (
-    AdapterTraining,
-    SolveCounts,
-    fit_adapter,
-    learning_rate_factor,
-    weighted_cross_entropy,
-)
 from dteframe.estimators.attention import AttentionConfig, AttentionEstimator
 from dteframe.estimators.none import NoneConfig, NoneEstimator
 from dteframe.estimators.references import AgedReferences
@@ -185,204 +169,6 @@ def test_correlation_of_a_constant_is_undefined():
     assert attention_math.pearson(np.ones(3), np.array([1.0, 3.0, 5.0])) is None
 
 
-# The adapter and its training
-
-
-def hand_made_adapter(scale_logit: float, shift_logit: float, head_scale: str = "multiply"):
-    """Identity layers of width 2, where LayerNorm leaves (1, -1) or (-1, 1), and a head of two constants."""
-    shape = AdapterShape("policy", width=2, hidden_width=2, num_layers=1, head_scale=head_scale)
-    adapter = build_adapter(shape)
-    with torch.no_grad():
-        for part in ("query", "reference"):
-            adapter.modules[part][1].weight.copy_(torch.eye(2))
-            adapter.modules[part][1].bias.zero_()
-        adapter.modules["head"][2].weight.zero_()
-        adapter.modules["head"][2].bias.copy_(torch.tensor([scale_logit, shift_logit]))
-    adapter.modules.eval()
-    return adapter
-
-
-SOFTPLUS_IS_1 = math.log(math.e - 1)
-SOFTPLUS_IS_2 = math.log(math.e**2 - 1)
-ONE_QUERY = torch.tensor([[5.0, 1.0]])
-TWO_REFERENCES = torch.tensor([[9.0, 2.0], [3.0, 8.0]])
-
-
-def logit_of(adapter, rates=(1.0, 0.0), masked=(False, False)) -> float:
-    logits = predicted_logits(
-        adapter, ONE_QUERY, TWO_REFERENCES, torch.tensor([rates]), torch.tensor([masked])
-    )
-    return float(logits.detach())
-
-
-def test_a_prediction_by_hand():
-    # scores are +-2 / sqrt(2), so the base's odds are exp(2 sqrt(2)), and head (1, 0) leaves them alone
-    assert logit_of(hand_made_adapter(SOFTPLUS_IS_1, 0.0)) == pytest.approx(2 * math.sqrt(2), rel=1e-3)
-    shifted = logit_of(hand_made_adapter(SOFTPLUS_IS_1, 0.5))
-    assert shifted == pytest.approx(2 * math.sqrt(2) + math.tanh(0.5), rel=1e-3)
-
-
-def test_the_head_multiplies_as_in_the_paper_or_divides_as_in_the_released_code():
-    assert logit_of(hand_made_adapter(SOFTPLUS_IS_2, 0.0)) == pytest.approx(4 * math.sqrt(2), rel=1e-3)
-    divided = hand_made_adapter(SOFTPLUS_IS_2, 0.0, "divide")
-    assert logit_of(divided) == pytest.approx(math.sqrt(2), rel=1e-3)
-
-
-@pytest.mark.parametrize(("first", "scale"), [(-20.0, 100.0), (50.0, 0.1)])
-def test_the_released_head_clamps_the_divisor(first, scale):
-    scales, _ = head_outputs(hand_made_adapter(first, 0.0, "divide"), torch.tensor([[0.5, 0.3]]))
-    assert float(scales.detach()) == pytest.approx(scale)
-
-
-def test_a_query_that_is_also_a_reference_does_not_see_itself():
-    adapter = hand_made_adapter(SOFTPLUS_IS_1, 0.0)
-    assert logit_of(adapter, (1.0, 0.25), (True, False)) == pytest.approx(math.log(1 / 3), rel=1e-5)
-    assert logit_of(adapter, (0.1, 0.25), (True, False)) == logit_of(adapter, (1.0, 0.25), (True, False))
-
-
-def test_the_architecture_is_the_papers():
-    adapter = build_adapter(AdapterShape("policy", width=1536))
-    names = [type(layer).__name__ for layer in adapter.modules["query"]]
-    assert names == "LayerNorm Linear GELU Dropout Linear GELU Dropout Linear LayerNorm".split()
-    sizes = [tuple(weight.shape) for weight in adapter.modules["reference"].parameters() if weight.ndim == 2]
-    assert sizes == [(896, 1536), (896, 896), (896, 896)]
-    assert [tuple(weight.shape) for weight in adapter.modules["head"].parameters()] == [
-        (10, 2), (10,), (2, 10), (2,)
-    ]  # fmt: skip  # one line says it
-    assert adapter.modules["query"] is not adapter.modules["reference"]
-
-
-def test_the_loss_is_a_cross_entropy_with_soft_labels_weighted_by_trials():
-    logits = torch.zeros(2, requires_grad=True)
-    loss = weighted_cross_entropy(logits, torch.tensor([1.0, 0.25]), torch.tensor([8.0, 24.0]))
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(math.log(2))
-    # (p - y) times the share of the trials: -1/2 * 1/4 and 1/4 * 3/4
-    np.testing.assert_allclose(logits.grad, [-0.125, 0.1875])
-
-
-def test_the_loss_is_smallest_at_the_measured_rate():
-    logits = torch.logit(torch.tensor([0.25])).requires_grad_()
-    weighted_cross_entropy(logits, torch.tensor([0.25]), torch.tensor([8.0])).backward()
-    assert abs(float(logits.grad)) < 1e-7
-
-
-def test_the_learning_rate_rises_for_a_tenth_and_falls_to_zero():
-    factors = [learning_rate_factor(step, 40) for step in range(41)]
-    np.testing.assert_allclose(factors[:5], [0.2, 0.4, 0.6, 0.8, 1.0])
-    assert factors[22] == 0.5
-    assert factors[40] == 0.0
-    assert learning_rate_factor(99, 100_000) < 1.0
-    assert learning_rate_factor(100, 100_000) == 1.0
-
-
-def learnable_counts(num_questions=300, width=6, trials=8):
-    """Rates that depend on one direction of the embedding, for three models of different strength."""
-    rng = np.random.default_rng(0)
-    embeddings = rng.normal(size=(num_questions, width)).astype(np.float32)
-    strengths = np.array([-1.0, 0.0, 1.0])
-    rates = 1 / (1 + np.exp(-(2 * embeddings[:, 0] + strengths[:, None])))
-    models, items = np.indices(rates.shape).reshape(2, -1)
-    counts = SolveCounts.from_table(
-        [f"m{model}" for model in models],
-        [f"q{item:03d}" for item in items],
-        rng.binomial(trials, rates).reshape(-1).tolist(),
-        [trials] * rates.size,
-    )
-    return embeddings, counts
-
-
-SMALL = AdapterShape("policy", width=6, hidden_width=16)
-SHORT = AdapterTraining(num_epochs=30, batch_size=64, reference_size=32, held_out_models=("m2",))
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    embeddings, counts = learnable_counts()
-    return fit_adapter(embeddings, counts, SMALL, SHORT, lambda *_: None)
-
-
-def test_training_learns_to_predict_questions_and_models_that_were_held_out(fitted):
-    assert fitted.losses[-1] < fitted.losses[0]
-    assert [result.is_trained_on for result in fitted.held_out] == [True, True, False]
-    assert all(result.loss < result.constant_loss for result in fitted.held_out)
-    assert all(result.pearson > 0.5 for result in fitted.held_out)
-    assert len(fitted.held_out_question_ids) == 30
-
-
-def test_training_again_gives_the_same_adapter_and_leaves_torchs_own_chance_alone(fitted):
-    embeddings, counts = learnable_counts()
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    again = fit_adapter(embeddings, counts, SMALL, SHORT, lambda *_: None)
-    assert torch.equal(before, torch.get_rng_state())
-    assert again.losses == fitted.losses
-    assert again.held_out == fitted.held_out
-
-
-def test_counts_need_every_model_on_every_question():
-    with pytest.raises(
-        ValueError,
-        match=r"^solve counts: label model 'b' lacks question 'q1' \(1 of 4 cells are empty\); "
-        "every label model must have every question$",
-    ):
-        SolveCounts.from_table(["a", "a", "b"], ["q0", "q1", "q0"], [1, 2, 3], [4, 4, 4])
-
-
-def test_repeated_rows_of_a_table_add_up():
-    counts = SolveCounts.from_table(["a", "a", "a"], ["q1", "q0", "q1"], [1, 2, 3], [4, 4, 4])
-    assert counts.question_ids == ("q0", "q1")
-    assert counts.successes.tolist() == [[2, 4]]
-    assert counts.rates.tolist() == [[0.5, 0.5]]
-
-
-def test_impossible_counts_name_their_row():
-    with pytest.raises(ValueError, match=r"^solve counts: row 1 \('a' on 'q1'\) has 5 successes in 4 trials"):
-        SolveCounts.from_table(["a", "a"], ["q0", "q1"], [1, 5], [4, 4])
-
-
-@pytest.mark.parametrize(
-    ("training", "message"),
-    [
-        (AdapterTraining(reference_size=271), "reference_size 271 must lie between 2 and the 270 questions"),
-        (
-            AdapterTraining(held_out_models=("gpt",)),
-            r"held_out_models has 'gpt', the label models are \['m0'",
-        ),
-        (AdapterTraining(held_out_models=("m0", "m1", "m2")), "every label model is held out"),
-    ],
-)
-def test_training_settings_that_cannot_work_are_errors(training, message):
-    embeddings, counts = learnable_counts()
-    with pytest.raises(ValueError, match=message):
-        fit_adapter(embeddings, counts, SMALL, training, lambda *_: None)
-
-
-def test_an_adapter_file_comes_back_bit_equal(fitted, tmp_path):
-    save_adapter(fitted.adapter, tmp_path / "adapter.safetensors")
-    loaded = load_adapter(tmp_path / "adapter.safetensors")
-    assert loaded.shape == SMALL
-    for name, tensor in fitted.adapter.modules.state_dict().items():
-        assert torch.equal(tensor, loaded.modules.state_dict()[name])
-
-
-def test_a_file_that_is_no_adapter_is_an_error_that_names_it(tmp_path):
-    from safetensors.torch import save_file
-
-    path = tmp_path / "x.safetensors"
-    with pytest.raises(DataError, match="x.safetensors: no such adapter file"):
-        load_adapter(path)
-    path.write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="x.safetensors: not a safetensors file"):
-        load_adapter(path)
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(DataError, match="x.safetensors: the file's metadata has no 'dteframe_adapter'"):
-        load_adapter(path)
-    save_file({"a": torch.zeros(1)}, path, {"dteframe_adapter": json.dumps({"embedder_id": "p", "width": 2})})
-    with pytest.raises(DataError, match="x.safetensors: weights and metadata of the adapter do not fit"):
-        load_adapter(path)
-
-
 # The plugin
 
 CORNERS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
@@ -408,40 +194,6 @@ def test_a_prediction_without_an_adapter_by_hand(context):
     mean = estimator.predict(0).mean
     # q3: weights 1 : 1 : 1/3 of q0, q2 and q1
     assert mean[3] == pytest.approx((0.5 + 0 + 1 / 3) / (1 + 1 + 1 / 3), abs=1e-6)
-
-
-def test_the_plugin_and_the_training_compute_the_same_prediction(context, fitted, tmp_path):
-    embeddings, _ = learnable_counts()
-    save_adapter(fitted.adapter, tmp_path / "adapter.safetensors")
-    estimator = started(
-        context,
-        embeddings,
-        adapter=str(tmp_path / "adapter.safetensors"),
-        recalibrate="none",
-        prior_rollouts=1e9,
-    )
-    positions, rng = np.arange(0, 300, 3), np.random.default_rng(0)
-    successes = rng.integers(0, 9, len(positions))
-    estimator.observe(observation_of(positions, successes, 8))
-    estimate = estimator.predict(0)
-    vectors = torch.from_numpy(embeddings)
-    rates = torch.from_numpy(successes / 8).float().expand(300, -1)
-    is_masked = torch.arange(300).unsqueeze(1) == torch.from_numpy(positions)
-    logits = predicted_logits(fitted.adapter, vectors, vectors[torch.from_numpy(positions)], rates, is_masked)
-    np.testing.assert_allclose(estimate.mean, torch.sigmoid(logits).detach(), atol=1e-5)
-    assert estimate.figures["score_temperature"] == 1.0
-    assert "recalibration_slope" not in estimate.figures
-
-
-def test_an_adapter_for_other_embeddings_is_refused(context, fitted, tmp_path):
-    path = tmp_path / "adapter.safetensors"
-    save_adapter(fitted.adapter, path)
-    with pytest.raises(ValueError) as error:
-        started(context, CORNERS, adapter=str(path))
-    assert str(error.value) == (
-        f"{path}: the adapter was trained on embeddings 'policy' of width 6, the recipe's are 'policy' "
-        "of width 2; change estimator.embeddings or estimator.adapter"
-    )
 
 
 def clustered(num_questions=90, noise=0.05):

@@ -1,4 +1,8 @@
-"""The trained part of the attention estimator: two adapters and a calibration head, and their file.
+"""The trained part of the attention estimator: easiness, two adapters and a calibration head, and their file.
+
+What is predicted is what easiness says at the policy's own level and slope, plus the attended references'
+deviations from the same; the head calibrates the sum. Without easiness (a direction of zeros) that is the
+paper's attention over success rates, and with flat attention it is ridge regression.
 
 torch is imported inside the functions: reading and validating a recipe stays cheap.
 """
@@ -6,7 +10,7 @@ torch is imported inside the functions: reading and validating a recipe stays ch
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -15,11 +19,15 @@ from jaxtyping import Float
 
 from dteframe import DataError
 from dteframe.estimators.attention_math import MIN_RATE
+from dteframe.estimators.easiness import Easiness
+from dteframe.records import JsonValue
 
 if TYPE_CHECKING:
     import torch
 
 HeadScale: TypeAlias = Literal["multiply", "divide"]
+SOFTPLUS_IS_1 = float(np.log(np.e - 1))
+"""What the head puts out for a factor of 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,8 @@ class Adapter:
 
     shape: AdapterShape
     modules: torch.nn.ModuleDict
+    easiness: Easiness
+    """Also scales the columns that the two adapters get."""
 
     def transform(
         self, part: Literal["query", "reference"], embeddings: Float[np.ndarray, "texts width"]
@@ -58,7 +68,7 @@ class Adapter:
         self.modules.eval()
         with torch.inference_mode():
             parts = [
-                self.modules[part](torch.from_numpy(np.array(chunk, np.float32)))
+                self.modules[part](torch.from_numpy(self.easiness.scaled(chunk)))
                 for chunk in np.array_split(embeddings, max(1, len(embeddings) // 4096))
             ]
             return np.asarray(torch.cat(parts).numpy())
@@ -91,7 +101,21 @@ def build_adapter(shape: AdapterShape) -> Adapter:
         return nn.Sequential(*layers, nn.LayerNorm(shape.hidden_width))
 
     head = nn.Sequential(nn.Linear(2, shape.head_width), nn.ReLU(), nn.Linear(shape.head_width, 2))
-    return Adapter(shape, nn.ModuleDict({"query": tower(), "reference": tower(), "head": head}))
+    zeros, ones = np.zeros(shape.width), np.ones(shape.width)
+    modules = nn.ModuleDict({"query": tower(), "reference": tower(), "head": head})
+    return Adapter(shape, modules, Easiness(zeros, ones, zeros))
+
+
+def start_from_easiness(adapter: Adapter, easiness: Easiness) -> Adapter:
+    """Make attention flat and the head the identity, so that training begins at what easiness alone says."""
+    import torch
+
+    query, head = ([*adapter.modules[part].children()][-1] for part in ("query", "head"))
+    with torch.no_grad():
+        for weight in (*query.parameters(), *head.parameters()):
+            weight.zero_()
+        [*head.parameters()][-1].copy_(torch.tensor([SOFTPLUS_IS_1, 0.0]))
+    return Adapter(adapter.shape, adapter.modules, easiness)
 
 
 def head_outputs(adapter: Adapter, statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,17 +138,18 @@ def predicted_logits(
     references: torch.Tensor,
     rates: torch.Tensor,
     is_masked: torch.Tensor,
+    prior: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
     """Predict the logit of each row's success rate, with gradients.
 
     Args:
         adapter: in training or evaluation mode, which decides about dropout.
-        queries: [rows, width], embeddings of the questions asked about.
-        references: [references, width], embeddings of the batch's reference list, which all rows share.
-        rates: [rows, references], success rates of the references for each row's own label model.
+        queries: [rows, width], scaled embeddings of the questions asked about.
+        references: [references, width], those of the batch's reference list, which all rows share.
+        rates: [references], success rates of the references under the policy asked about.
         is_masked: [rows, references], true where the reference is the row's own question: it is left out of
-        the
-            attention and of the head's statistics.
+            the attention and of the head's statistics.
+        prior: [rows] and [references], the success rates that easiness alone says.
 
     Returns:
         [rows], scale * logit(base) + shift.
@@ -133,23 +158,35 @@ def predicted_logits(
 
     keys = adapter.modules["reference"](references)
     scores = adapter.modules["query"](queries) @ keys.T / adapter.shape.hidden_width**0.5
-    base = (
-        (scores.masked_fill(is_masked, -torch.inf).softmax(-1) * rates).sum(-1).clamp(MIN_RATE, 1 - MIN_RATE)
-    )
+    weights = scores.masked_fill(is_masked, -torch.inf).softmax(-1)
+    base = (prior[0] + weights @ (rates - prior[1])).clamp(MIN_RATE, 1 - MIN_RATE)
     is_kept = (~is_masked).to(rates.dtype)
     counts = is_kept.sum(-1)
-    mean = (rates * is_kept).sum(-1) / counts
+    mean = is_kept @ rates / counts
     variance = ((rates - mean.unsqueeze(-1)) ** 2 * is_kept).sum(-1) / counts
     scale, shift = head_outputs(adapter, torch.stack([mean, variance.sqrt()], -1))
     return scale * torch.logit(base) + shift
 
 
-def save_adapter(adapter: Adapter, path: Path) -> None:
-    """Write an adapter to a safetensors file whose metadata says what it is for."""
+def save_adapter(adapter: Adapter, path: Path, about: JsonValue = None) -> None:
+    """Write an adapter to a safetensors file whose metadata says what it is for and how it came about.
+
+    Args:
+        adapter: what is written.
+        path: the file; one that is there is replaced.
+        about: data, settings and scores of the fit, as JSON values.
+    """
+    import torch
     from safetensors.torch import save_file
 
     tensors = {name: tensor.contiguous() for name, tensor in adapter.modules.state_dict().items()}
-    save_file(tensors, path, {"dteframe_adapter": json.dumps(asdict(adapter.shape))})
+    tensors |= {
+        f"easiness.{name}": torch.from_numpy(np.array(values, np.float32))
+        for name, values in asdict(adapter.easiness).items()
+    }
+    save_file(
+        tensors, path, {"dteframe_adapter": json.dumps(asdict(adapter.shape)), "about": json.dumps(about)}
+    )
 
 
 def load_adapter(path: Path) -> Adapter:
@@ -174,8 +211,9 @@ def load_adapter(path: Path) -> Adapter:
         )
     try:
         adapter = build_adapter(AdapterShape(**json.loads(metadata["dteframe_adapter"])))
+        easiness = Easiness(*(tensors.pop(f"easiness.{field.name}").numpy() for field in fields(Easiness)))
         adapter.modules.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: weights and metadata of the adapter do not fit ({error})") from error
     adapter.modules.eval()
-    return adapter
+    return Adapter(adapter.shape, adapter.modules, easiness)

@@ -17,6 +17,7 @@ from pydantic import Field
 from dteframe import Context, EstimatorConfig, Observation, Question, TextEncoder
 from dteframe.estimators import attention_math
 from dteframe.estimators.adapter import Adapter, load_adapter
+from dteframe.estimators.easiness import Prior
 from dteframe.estimators.embeddings import EmbeddingsConfig, PolicyEmbeddings, embed, embedder_of
 from dteframe.estimators.observed import PoolIndex
 from dteframe.estimators.references import AgedReferences, ReferenceSet, RolledOutReferences
@@ -118,9 +119,11 @@ class AttentionPredictor:
         else:
             folder, size = context.cache_folder / "embeddings", self._adapter.shape.hidden_width
             self._queries = scratch_matrix(folder, len(embeddings), size)
+            self._easiness = np.empty(len(embeddings))
             for first in range(0, len(embeddings), attention_math.ROWS_AT_ONCE):
                 rows = slice(first, first + attention_math.ROWS_AT_ONCE)
                 self._queries[rows] = self._adapter.transform("query", embeddings[rows])
+                self._easiness[rows] = self._adapter.easiness.of(embeddings[rows])
 
     def draw(self, rng: np.random.Generator) -> tuple[str, ...]:
         """Draw the questions to roll out uniformly without replacement, if any are to be."""
@@ -154,13 +157,21 @@ class AttentionPredictor:
         own_scores = self._queries[references.positions] @ keys.T
         temperature = self._score_temperature(own_scores, references)
         own_scores /= np.float32(temperature)
-        left_out = attention_math.leave_one_out(_with_offsets(own_scores, offsets), rates)
-        if self._adapter is not None and len(rates) > 1:
-            statistics = attention_math.leave_one_out_statistics(rates)
-            left_out = attention_math.calibrate(left_out, *self._adapter.scale_and_shift(statistics))
+        own_scores = _with_offsets(own_scores, offsets)
         queries = self._queries if positions is None else self._queries[positions]
-        mean = attention_math.attend_from(queries, keys, temperature, offsets, rates)
-        if self._adapter is not None:
+        if self._adapter is None:
+            left_out = attention_math.leave_one_out(own_scores, rates)
+            mean = attention_math.attend_from(queries, keys, temperature, offsets, rates)
+        else:
+            easiness = self._easiness if positions is None else self._easiness[positions]
+            prior = Prior(self._easiness[references.positions], references)
+            left_out = prior.left_out(own_scores)
+            deviations = rates - prior.of(prior.easiness)
+            mean = attention_math.attend_from(queries, keys, temperature, offsets, deviations)
+            mean += prior.of(easiness)
+            if len(rates) > 1:
+                statistics = attention_math.leave_one_out_statistics(rates)
+                left_out = attention_math.calibrate(left_out, *self._adapter.scale_and_shift(statistics))
             statistics = attention_math.rate_statistics(rates)[None]
             mean = attention_math.calibrate(mean, *self._adapter.scale_and_shift(statistics))
         if positions is None:
