@@ -141,6 +141,21 @@ def test_only_replayed_rows_of_later_minibatches_take_a_proximal_pass(num_iterat
     assert report.num_proximal_rows == 3
 
 
+def test_replayed_rows_that_are_clipped_around_their_sampler_take_no_proximal_pass() -> None:
+    reports, moved = {}, {}
+    for clip in ("one", "proximal"):
+        policy = tiny_policy()
+        objective = grpo(num_minibatches=2, replay_clip=clip)
+        reports[clip] = learner(policy, objective=objective).update(BATCH, np.random.default_rng(0))
+        moved[clip] = weights(policy)
+    one, proximal = reports["one"], reports["proximal"]
+    assert (one.num_forward_rows, one.num_proximal_rows) == (15, 0)
+    # A forward pass of three of the 15 rows less: its tokens' operations.
+    assert one.model_flops < proximal.model_flops
+    assert one.trained_forward_flops == proximal.trained_forward_flops
+    assert np.isfinite(one.loss) and all(value.isfinite().all() for value in moved["one"].values())
+
+
 def test_truncated_sampling_makes_fresh_rows_of_later_minibatches_take_one_too() -> None:
     report = learner(objective=grpo(num_minibatches=2, num_iterations=3), sampling=TRUNCATED).update(
         BATCH, np.random.default_rng(0)

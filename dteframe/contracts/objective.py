@@ -30,6 +30,10 @@ class ObjectiveConfig(PluginConfig):
         """Whether ``Objective.loss`` will read ``reference_logprobs``."""
         return False
 
+    def needs_proximal_of_replayed(self) -> bool:
+        """Whether ``Objective.loss`` will read ``proximal_logprobs`` of replayed rollouts."""
+        return True
+
     def problems(self, arithmetic: BatchArithmetic) -> Iterator[tuple[str, str]]:
         """Refuse more minibatches than groups: some would be empty."""
         if self.num_minibatches > arithmetic.questions_per_step:
@@ -47,7 +51,8 @@ class LossInputs:
     logprobs: torch.Tensor
     """Nats, of the policy being optimised, at the sampling temperature; carries the gradient."""
     proximal_logprobs: torch.Tensor
-    """Nats, of the policy at the start of the step."""
+    """Nats, of the policy at the start of the step. Not a number where they would take a forward pass and the
+    objective does not read them (``needs_proximal_of_replayed``)."""
     behaviour_logprobs: torch.Tensor
     """Nats, of the policy that sampled the token."""
     reference_logprobs: torch.Tensor | None

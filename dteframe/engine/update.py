@@ -219,6 +219,7 @@ class Learner:
         if all tokens could be sampled. In bfloat16 reading a text and writing it round differently.
         """
         running = [minibatch for minibatch in minibatches if minibatch.rows]
+        reads_replayed = self._objective.config.needs_proximal_of_replayed()
         if self._objective.config.num_iterations * len(running) <= 1:
             return
         for number, minibatch in enumerate(running):
@@ -228,7 +229,8 @@ class Learner:
             )
             if number > 0:
                 shares = self._shares(minibatch.rows)
-                unknown = [[row for row in share if row.index not in known] for share in shares]
+                unread = {row.index for row in minibatch.rows if row.is_replayed and not reads_replayed}
+                unknown = [[row for row in share if row.index not in known | unread] for share in shares]
                 micro_batches = self._own_micro_batches(unknown)
                 found = self._score_without_gradient(micro_batches)
                 work.figures.num_proximal_rows += len(found)
@@ -297,7 +299,7 @@ class Learner:
         outputs = self._objective.loss(
             LossInputs(
                 logprobs=logprobs,
-                proximal_logprobs=torch.cat([work.proximal[row.index] for row in rows]),
+                proximal_logprobs=torch.cat([work.proximal_of(row, device) for row in rows]),
                 behaviour_logprobs=behaviour,
                 reference_logprobs=torch.cat(reference) if reference else None,
                 advantages=torch.tensor([row.advantage for row in rows], device=device)[index],

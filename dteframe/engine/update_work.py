@@ -116,19 +116,27 @@ class UpdateWork:
     def first_pass(
         self, rows: Sequence[Row], logprobs: torch.Tensor, behaviour: torch.Tensor, compares_sampler: bool
     ) -> None:
-        """Note what only the first pass over a row tells; ``logprobs`` become proximal where none are."""
+        """Note what only the first pass over a row tells; before any step ``logprobs`` are proximal."""
         present = by_row(rows, logprobs)
         sampled = by_row(rows, behaviour)
         for row in rows:
             if row.index in self.seen:
                 continue
             self.seen.add(row.index)
-            proximal = self.proximal.setdefault(row.index, present[row.index])
-            weights = self.figures.replayed_weights if row.is_replayed else self.figures.fresh_weights
-            weights.note(proximal - sampled[row.index])
+            if not self.losses:
+                self.proximal.setdefault(row.index, present[row.index])
+            if row.index in self.proximal:
+                weights = self.figures.replayed_weights if row.is_replayed else self.figures.fresh_weights
+                weights.note(self.proximal[row.index] - sampled[row.index])
             if not row.is_replayed and compares_sampler and not self.losses:
                 difference = (present[row.index] - sampled[row.index]).abs().max()
                 self.figures.note_sampler_difference(float(difference))
+
+    def proximal_of(self, row: Row, device: str) -> torch.Tensor:
+        """Give a row's proximal log-probs; not a number where the objective does not read them."""
+        if row.index in self.proximal:
+            return self.proximal[row.index]
+        return torch.full((len(row.completion.token_ids),), torch.nan, device=device)
 
     def report(
         self,

@@ -54,6 +54,10 @@ class GRPOConfig(ObjectiveConfig):
         """Whether there is a KL term."""
         return self.beta > 0
 
+    def needs_proximal_of_replayed(self) -> bool:
+        """Whether replayed rollouts are clipped around the policy at the start of the step."""
+        return self.replay_clip == "proximal"
+
 
 @final
 class GRPO(Objective):
