@@ -233,7 +233,8 @@ def test_prior_and_record_are_put_together_by_hand(context):
     estimate = estimator.predict(0)
     # Attention says 1 of q0 (from q1 alone), 1/2 of q1, and of q3, with weights 1 and 1/3, 0.625.
     np.testing.assert_allclose(estimate.mean[[0, 1, 3]], [12 / 16, 12 / 16, 0.625], atol=1e-6)
-    np.testing.assert_allclose(estimate.evidence, [16, 16, 8, 8])
+    # Without a record: the attention's own evidence, here the least
+    np.testing.assert_allclose(estimate.evidence, [16, 16, 1, 1])
     assert estimate.figures["prior_rollouts"] == 8.0
     assert "history_persistence_rollout_steps" not in estimate.figures
 

@@ -14,8 +14,9 @@ from dteframe.cli import app
 from dteframe.experiments.ceiling import best_informative_fraction, ceiling_of, distribution_of_rates
 from dteframe.experiments.evaluate_estimators import part_of
 from dteframe.experiments.published_traces import read_any_trace
-from dteframe.experiments.replay_trace import Forecasts, replay, rounds_of
-from dteframe.experiments.scores import reliability, scores_of
+from dteframe.experiments.replay_trace import Forecasts, replay
+from dteframe.experiments.rounds import rounds_of
+from dteframe.experiments.scores import differences_of, reliability, scores_of
 from dteframe.records import BatchArithmetic
 from dteframe.selectors.uniform import UniformConfig, UniformSelector
 from dteframe.traces import trace_of_rows, write_trace
@@ -101,6 +102,24 @@ def test_an_interval_holds_its_value_and_the_value_does_not_depend_on_the_questi
     assert many.value == pytest.approx(few.value)
 
 
+def test_differences_are_of_the_same_questions_and_far_surer_than_each_score():
+    rng = np.random.default_rng(0)
+    rates = rng.random(300)
+    successes = rng.binomial(8, rates)
+    better, worse = forecasts_of(rates, successes), forecasts_of(0.9 * rates + 0.05, successes)
+    found = differences_of([better], [worse], are_seen=None, seed=0)
+    one, other = (scores_of([item], everything, 0) for item in (better, worse))
+    assert found.num_forecasts == 300
+    assert found.brier.value == pytest.approx(one.brier.value - other.brier.value)
+    assert found.nll_nats.value == pytest.approx(one.nll_nats.value - other.nll_nats.value)
+    assert found.pearson.value == pytest.approx(0.0, abs=1e-12)  # a line changes no correlation
+    assert found.nll_nats.low < found.nll_nats.value < found.nll_nats.high < 0
+    assert one.nll_nats.high > other.nll_nats.low  # the two intervals overlap
+    part = better.at(np.arange(10, 20))
+    assert differences_of([part], [worse], are_seen=None, seed=0).num_forecasts == 10
+    assert differences_of([part], [worse], are_seen=True, seed=0) is None
+
+
 def test_a_reliability_diagram_counts_every_forecast():
     bins = reliability([forecasts_of([0.0, 0.04, 0.55, 1.0], [0, 8, 4, 8])], num_bins=10)
     assert [(item.num_forecasts, item.measured) for item in bins] == [(2, 0.5), (1, 0.5), (1, 1.0)]
@@ -173,8 +192,58 @@ def test_rounds_are_spread_over_the_visits_and_none_is_used_twice():
     trace = dense_trace(num_questions=2, num_visits=7)
     rounds = rounds_of(trace, 3)
     assert rounds.policy_versions.tolist() == [0, 20, 40]  # visits 0, 2 and 4 of 7
-    with pytest.raises(DataError, match=r"^trace: 8 rounds need every question at least as often .* 7 times"):
+    assert rounds.left_out == {"between the rounds": 8}
+    with pytest.raises(DataError, match=r"^trace: 8 rounds need as many policy versions, .* are 7 versions;"):
         rounds_of(trace, 8)
+    with pytest.raises(DataError, match=r"^trace: 1 rounds; the second is the first that can judge"):
+        rounds_of(trace, 1)
+
+
+def sparse_trace(num_questions=60, num_versions=20):
+    """Three questions a step, each met once, but the first three come back at the end; one is evaluation."""
+    rows = {"question_id": [], "policy_version": [], "successes": [], "trials": [], "purpose": []}
+    for place in [*range(num_questions), 0, 1, 2]:
+        version = min(len(rows["trials"]) // 3, num_versions - 1)
+        values = (f"q{place}", version, place % 9, 8, "train")
+        for name, value in zip(rows, values, strict=True):
+            rows[name].append(value)
+    for name, value in zip(rows, ("q59", 19, 8, 8, "evaluation"), strict=True):
+        rows[name].append(value)
+    return trace_of_rows(rows, "here")
+
+
+def test_questions_that_do_not_come_back_are_laid_out_by_time():
+    rounds = rounds_of(sparse_trace(), 4)  # versions 0-4, 5-9, 10-14, 15-19 of 3 groups each, 6 in the last
+    assert rounds.is_measured.sum(axis=1).tolist() == [15, 15, 15, 18]
+    assert rounds.policy_versions.tolist() == [2, 7, 12, 17]
+    assert rounds.is_measured[:, 0].tolist() == [True, False, False, True]
+    assert rounds.left_out == {"evaluation": 1}
+    twice = {
+        "question_id": ["a", "a", "b"],
+        "policy_version": [0, 1, 2],
+        "successes": [1, 2, 3],
+        "trials": [8] * 3,
+    }
+    rounds = rounds_of(trace_of_rows(twice, "here"), 2)
+    assert rounds.successes.tolist() == [[1, 0], [0, 3]]  # versions 0 and 1; the first of both counts
+    assert rounds.left_out == {"measured again in a round": 1}
+
+
+def test_a_replay_reveals_only_what_was_measured_and_replaces_other_references():
+    rounds = rounds_of(sparse_trace(), 4)
+    estimator = Watching(WatchingConfig(), CONTEXT)
+    selector = UniformSelector(UniformConfig(), CONTEXT)
+    result = replay(rounds, estimator, selector, BatchArithmetic(4, 10, 8, 1, 0, 2, 16, 16), 0)
+    assert [kind for kind, _, _ in estimator.calls] == ["reference", "predict", "train"] * 4
+    for number in range(4):
+        _, _, references = estimator.calls[3 * number]
+        _, _, chosen = estimator.calls[3 * number + 2]
+        measured = {rounds.questions[place].id for place in np.flatnonzero(rounds.is_measured[number])}
+        assert references | chosen <= measured
+        assert (len(references), len(chosen)) == (2, (len(measured) - 2) // 2)  # of 10 that were wanted
+    assert len(result.forecasts.mean) == 15 + 15 + 15 + 18 - 4 * 2
+    assert (result.reference_rollouts, result.missing_references) == (4 * 2 * 8, 0)
+    assert 1 <= result.replaced_references <= 8
 
 
 def test_parts_are_every_nth_question():
@@ -221,10 +290,35 @@ def test_the_command_compares_recipes_and_draws_a_diagram(folder):
         verdict[kind]["num_forecasts"] for kind in ("seen", "unseen")
     )
     assert verdict["reference_rollouts"] == 0
-    assert Path("d.svg").read_text().count("<polyline") == 1
+    assert Path("d.svg").read_text().startswith("<?xml")
     table = CliRunner().invoke(app, command)
     assert "trace.parquet: 12 questions, 5 rounds of 4 chosen, 2 seeds" in table.stdout
     assert "\nmine " in table.stdout
+
+
+def test_recipes_are_compared_with_one_of_them(folder):
+    Path("other.yaml").write_text(RECIPE.replace("name: mine", "name: other"))
+    command = ["estimator", "evaluate", "trace.parquet", "mine.yaml", "other.yaml", "--against", "other"]
+    outcome = CliRunner().invoke(app, [*command, "--seeds", "1", "--diagram", "d.png"])
+    assert outcome.exit_code == 0, outcome.output
+    assert Path("d.png").read_bytes()[1:4] == b"PNG"
+    assert "less other, on the same questions in the same rounds; [95 % interval]" in outcome.stdout
+    row = outcome.stdout.split("\nmine ")[-1].split("\n")[0]
+    assert row.split()[1] == "+0.000"  # the same estimator, the same choices
+    outcome = CliRunner().invoke(app, [*command[:-1], "third"])
+    assert outcome.exit_code == 1
+    assert "--against: 'third' is none of the recipes mine, other" in outcome.stderr
+    outcome = CliRunner().invoke(app, [*command, "--diagram", "d.pdf"])
+    assert "--diagram d.pdf: must end in .png or .svg" in outcome.stderr
+
+
+def test_a_trace_of_a_run_whose_questions_do_not_come_back_is_judged(folder):
+    write_trace(sparse_trace(), folder / "sparse.parquet")
+    words = ["estimator", "evaluate", "sparse.parquet", "mine.yaml", "--seeds", "1", "--rounds", "4"]
+    outcome = CliRunner().invoke(app, words)
+    assert outcome.exit_code == 0, outcome.output
+    assert "rounds are stretches of time: 63 of 240 questions x rounds were measured" in outcome.stdout
+    assert "groups left out: 1 evaluation" in outcome.stdout
 
 
 def test_mistakes_are_told_without_a_traceback(folder):

@@ -12,7 +12,7 @@ import typer
 
 from dteframe.cli.loading import files_and_overrides
 from dteframe.cli.options import AsJson, Debug, PluginPaths
-from dteframe.cli.talk import as_json_text, say, telling_errors, write_file
+from dteframe.cli.talk import as_json_text, say, telling_errors
 
 
 def evaluate(  # noqa: PLR0913  # one parameter per option of the command
@@ -46,7 +46,17 @@ def evaluate(  # noqa: PLR0913  # one parameter per option of the command
     ] = "0/1",
     diagram: Annotated[
         Path | None,
-        typer.Option("--diagram", metavar="FILE", help="Write a reliability diagram (SVG) to this file."),
+        typer.Option(
+            "--diagram", metavar="FILE", help="Draw a reliability diagram into this file (.png or .svg)."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="Compare all recipes with this one, question by question: differences with intervals.",
+        ),
     ] = None,
     plugins: PluginPaths = None,
     as_json: AsJson = False,
@@ -59,16 +69,30 @@ def evaluate(  # noqa: PLR0913  # one parameter per option of the command
     """
     with telling_errors(debug):
         from dteframe.engine.run_folder import cache_folder
-        from dteframe.experiments.comparison_text import comparison_text, reliability_svg
+        from dteframe.experiments.comparison_text import comparison_text, differences_text
         from dteframe.experiments.evaluate_estimators import Settings, compare, load_all, part_of
+        from dteframe.experiments.reliability_plot import check_diagram, draw_reliability
 
+        if diagram is not None:
+            check_diagram(diagram)
         paths, overrides = files_and_overrides(recipes)
         loaded = load_all(paths, overrides, plugins)
         with redirect_stdout(sys.stderr), TemporaryDirectory() as folder:
             settings = Settings(
-                cache_folder(), Path(folder), lambda text: say([text]), rounds, seeds, part_of(part)
+                cache_folder=cache_folder(),
+                run_folder=Path(folder),
+                tell=lambda text: say([text]),
+                num_rounds=rounds,
+                num_seeds=seeds,
+                part=part_of(part),
+                against=against,
             )
             comparison = compare(trace, loaded, settings)
         if diagram is not None:
-            write_file("--diagram", diagram, reliability_svg(comparison))
-        typer.echo(as_json_text(comparison) if as_json else comparison_text(comparison))
+            draw_reliability(comparison, diagram)
+        if as_json:
+            typer.echo(as_json_text(comparison))
+            return
+        typer.echo(comparison_text(comparison))
+        if against is not None:
+            typer.echo("\n" + differences_text(comparison))

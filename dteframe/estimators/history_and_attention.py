@@ -67,7 +67,8 @@ class HistoryAndAttentionEstimator(Estimator):
     age / D), as those of a rate that drifts at random. Prior strength kappa and persistence D are those under
     which the groups that came were likeliest, each judged before it was taken in: a good predictor earns a
     large kappa, a fast policy a small D. A half-life in place of D would be chosen by the questions that are
-    asked again and again, and let those fade that a selector turned away from.
+    asked again and again, and let those fade that a selector turned away from. A question without a record
+    has the attention estimate with the attention's own evidence.
 
     Figures: those of the attention, ``prior_rollouts`` and ``history_persistence_rollout_steps`` (left out
     while it is without end).
@@ -115,11 +116,11 @@ class HistoryAndAttentionEstimator(Estimator):
         if attention is None:
             known = np.maximum(trials, 1e-12)
             return SuccessEstimate(ids, np.where(trials > 0, successes / known, 0.5), trials)
-        evidence = kappa + trials
+        evidence = np.where(trials > 0, kappa, attention.evidence) + trials
         figures = {**attention.figures, "prior_rollouts": kappa}
         if np.isfinite(persistence):
             figures["history_persistence_rollout_steps"] = persistence
-        mean = np.clip((kappa * attention.mean + successes) / evidence, 0.0, 1.0)  # rounding
+        mean = np.clip((kappa * attention.mean + successes) / (kappa + trials), 0.0, 1.0)  # rounding
         return SuccessEstimate(ids, mean, evidence, figures)
 
     def state_dict(self) -> State:

@@ -48,6 +48,18 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Differences:
+    """One series of forecasts less another, over the same questions in the same rounds."""
+
+    num_forecasts: int
+    """Of each."""
+    pearson: Score | None
+    brier: Score
+    nll_nats: Score
+    """Per rollout; below 0 is better."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bin:
     """Forecasts of similar rates, for a reliability diagram."""
 
@@ -60,37 +72,94 @@ def scores_of(
     forecasts: Sequence[Forecasts], kept: Callable[[Forecasts], np.ndarray], seed: int
 ) -> Scores | None:
     """Score the forecasts that ``kept`` marks, over all replays together; None if there are none."""
-    parts = [(item, kept(item)) for item in forecasts]
-    question, mean, evidence, successes, trials = (
-        np.concatenate([getattr(item, name)[mask] for item, mask in parts])
-        for name in ("question", "mean", "evidence", "successes", "trials")
-    )
-    if len(question) == 0:
+    parts = [item.at(kept(item)) for item in forecasts]
+    if not any(len(item.mean) for item in parts):
         return None
-    rates = successes / trials
-    first, second = parameters(np.clip(mean, SURELY, 1 - SURELY), evidence)
-    nll = -log_likelihood(first, second, successes, trials) / trials
-    ranks = _ranks(mean), _ranks(rates)
-    ones = np.ones(len(mean))
-    columns = [ones, nll, (mean - rates) ** 2]
-    for one, other in ((mean, rates), ranks):
-        columns += [one, other, one * one, other * other, one * other]
-    size = int(question.max()) + 1
-    sums = np.stack([np.bincount(question, column, size) for column in columns])
+    rates, mean = _joined(parts, "successes") / _joined(parts, "trials"), _joined(parts, "mean")
+    sums = _sums_by_question(parts, [*_products(mean, rates), *_products(_ranks(mean), _ranks(rates))])
     sums = sums[:, sums[0] > 0]
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), NUM_RESAMPLES)
-    resampled = sums @ weights.T
-    whole = sums.sum(axis=1)
+    whole, resampled = sums.sum(axis=1), sums @ _weights(sums.shape[1], seed).T
     return Scores(
-        num_forecasts=len(question),
+        num_forecasts=len(mean),
         pearson=_score(lambda total: _correlation(total[0], total[3:8]), whole, resampled),
         spearman=_score(lambda total: _correlation(total[0], total[8:13]), whole, resampled),
         brier=_certain(_score(lambda total: total[2] / total[0], whole, resampled)),
         nll_nats=_certain(_score(lambda total: total[1] / total[0], whole, resampled)),
         slope=_score(lambda total: _slope(total[0], total[3:8]), whole, resampled),
-        ceiling=ceiling_of(successes, trials),
+        ceiling=ceiling_of(_joined(parts, "successes"), _joined(parts, "trials")),
     )
+
+
+def differences_of(
+    forecasts: Sequence[Forecasts], others: Sequence[Forecasts], *, are_seen: bool | None, seed: int
+) -> Differences | None:
+    """Compare two series of replays, forecast by forecast; None if they have none in common.
+
+    Args:
+        forecasts: one per seed; ``others`` likewise, of the same seeds.
+        others: what is taken off.
+        are_seen: only forecasts of questions that both had measured in an earlier round, or both had not;
+            None is all.
+        seed: of the bootstrap, which draws questions for both alike.
+    """
+    pairs = [_in_common(one, other, are_seen) for one, other in zip(forecasts, others, strict=True)]
+    if not any(len(one.mean) for one, _ in pairs):
+        return None
+    sums = []
+    for parts in zip(*pairs, strict=True):
+        rates = _joined(parts, "successes") / _joined(parts, "trials")
+        sums.append(_sums_by_question(parts, _products(_joined(parts, "mean"), rates)))
+    kept = sums[0][0] > 0
+    both = np.concatenate([one[:, kept] for one in sums])
+    whole, resampled = both.sum(axis=1), both @ _weights(int(kept.sum()), seed).T
+    half = len(both) // 2
+
+    def difference(figure: Callable[[np.ndarray], np.ndarray]) -> Score | None:
+        return _score(lambda total: figure(total[:half]) - figure(total[half:]), whole, resampled)
+
+    return Differences(
+        num_forecasts=int(whole[0]),
+        pearson=difference(lambda total: _correlation(total[0], total[3:8])),
+        brier=_certain(difference(lambda total: total[2] / total[0])),
+        nll_nats=_certain(difference(lambda total: total[1] / total[0])),
+    )
+
+
+def _in_common(one: Forecasts, other: Forecasts, are_seen: bool | None) -> tuple[Forecasts, Forecasts]:
+    """Keep the forecasts of questions that both predicted in the same round, in the same order."""
+    size = 1 + max(int(item.question.max(initial=0)) for item in (one, other))
+    ours, theirs = (item.round * size + item.question for item in (one, other))
+    _, first, second = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
+    one, other = one.at(first), other.at(second)
+    if are_seen is None:
+        return one, other
+    is_kept = (one.is_seen == are_seen) & (other.is_seen == are_seen)
+    return one.at(is_kept), other.at(is_kept)
+
+
+def _joined(parts: Sequence[Forecasts], name: str) -> np.ndarray:
+    return np.concatenate([getattr(item, name) for item in parts])
+
+
+def _sums_by_question(parts: Sequence[Forecasts], further: Sequence[np.ndarray]) -> np.ndarray:
+    """Add up per question: forecasts, nats, squared errors, and what else is given."""
+    question, mean, evidence, successes, trials = (
+        _joined(parts, name) for name in ("question", "mean", "evidence", "successes", "trials")
+    )
+    first, second = parameters(np.clip(mean, SURELY, 1 - SURELY), evidence)
+    nll = -log_likelihood(first, second, successes, trials) / trials
+    columns = [np.ones(len(mean)), nll, (mean - successes / trials) ** 2, *further]
+    return np.stack([np.bincount(question, column) for column in columns])
+
+
+def _products(one: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
+    return [one, other, one * one, other * other, one * other]
+
+
+def _weights(num_questions: int, seed: int) -> np.ndarray:
+    """Draw how often each question is in each bootstrap sample."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_questions, np.full(num_questions, 1 / num_questions), NUM_RESAMPLES)
 
 
 def reliability(forecasts: Sequence[Forecasts], num_bins: int = 10) -> tuple[Bin, ...]:
