@@ -127,7 +127,7 @@ def damage_of(folder: Path, *, reads_all: bool = True) -> str | None:
     """
     try:
         files = _files_of(_manifest_of(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         return f"its {MANIFEST} cannot be read ({type(error).__name__}: {error})"
     for name, (size, sha256) in files.items():
         path = folder / name

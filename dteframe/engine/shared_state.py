@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -149,7 +150,7 @@ def write_learner(folder: Path, state: Mapping[str, Any], processes: Processes) 
     rest = _without_shards(state, "", shards)
     if shards:
         writer = HuggingFaceStorageWriter(str(folder / LEARNER), save_distributed=True)
-        with _quiet_alone():
+        with _alone():
             save(shards, storage_writer=writer, no_dist=not processes.are_sharded)
     if processes.is_main:
         write_state(folder, LEARNER, rest)
@@ -170,7 +171,7 @@ def read_learner(folder: Path, parameters: Mapping[str, torch.Tensor]) -> dict[s
             parameter = next((parameters[key] for key in name.split(SEPARATOR) if key in parameters), None)
             if parameter is not None and isinstance(saved, TensorStorageMetadata):
                 shards[name] = torch.empty_like(parameter, dtype=saved.properties.dtype, requires_grad=False)
-        with _quiet_alone():
+        with _alone():
             load(shards, storage_reader=reader, no_dist=True)
     state = _with_shards(rest, "", shards)
     assert isinstance(state, dict)
@@ -195,11 +196,15 @@ def _with_shards(value: object, path: str, shards: Mapping[str, torch.Tensor]) -
 
 
 @contextmanager
-def _quiet_alone() -> Iterator[None]:
-    """Keep torch from warning that a process alone is alone."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
+def _alone() -> Iterator[None]:
+    """Keep torch from warning that a process alone is alone, and give the first of its errors as it was."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
+    except CheckpointException as error:  # It is no Exception: it would pass those who word errors.
+        first, _ = next(iter(error.failures.values()))
+        raise first from error
 
 
 def _joined(path: str, key: str) -> str:

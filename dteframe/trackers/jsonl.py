@@ -9,7 +9,8 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Literal, final
+from io import FileIO
+from typing import Any, Literal, final
 
 import numpy as np
 from pydantic import Field
@@ -44,7 +45,7 @@ class Jsonl(Tracker):
     def __init__(self, config: JsonlConfig, context: Context) -> None:
         """Open nothing yet: the files may be cut first."""
         super().__init__(config, context)
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, FileIO] = {}
         self._warned_of: set[str] = set()
 
     @hookimpl
@@ -92,10 +93,8 @@ class Jsonl(Tracker):
 
     @hookimpl
     def dteframe_step_finished(self, report: StepReport) -> None:
-        """Write the row of metrics.jsonl, and let readers see everything up to this step."""
+        """Write the row of metrics.jsonl."""
         self._write("metrics.jsonl", report.metrics())
-        for file in self._files.values():
-            file.flush()
 
     @hookimpl
     def dteframe_run_finished(self, summary: RunSummary) -> None:
@@ -108,7 +107,6 @@ class Jsonl(Tracker):
     def state_dict(self) -> State:
         """Bring the files to the disk and give their lengths in bytes."""
         for file in self._files.values():
-            file.flush()
             os.fsync(file.fileno())
         return {"bytes": {name: self._size(name) for name in FILE_NAMES}}
 
@@ -136,11 +134,14 @@ class Jsonl(Tracker):
 
     def _write(self, name: str, row: Mapping[str, JsonValue]) -> None:
         if name not in self._files:
-            # Kept open from one hook to the next; closed by dteframe_run_finished.
-            self._files[name] = (self.context.run_folder / name).open("ab")
+            # Kept open from one hook to the next; closed by dteframe_run_finished. Without a buffer, rows are
+            # there when a run dies, and a full disk is noticed where the row is written.
+            self._files[name] = (self.context.run_folder / name).open("ab", buffering=0)
         not_finite: list[str] = []
         line = json.dumps(_finite(row, "", not_finite), ensure_ascii=False, allow_nan=False)
-        self._files[name].write(line.encode("utf-8", "backslashreplace") + b"\n")
+        rest = line.encode("utf-8", "backslashreplace") + b"\n"
+        while rest:  # A disk that is nearly full takes a part.
+            rest = rest[self._files[name].write(rest) :]
         for key in dict.fromkeys(not_finite):
             if (where := f"{name}: {key}") not in self._warned_of:
                 self._warned_of.add(where)
