@@ -68,6 +68,9 @@ class Turns:
         if side:
             self._wait(side)
 
+    def scored(self, side: int) -> None:
+        """Hear that the completions of a step have their rewards: its update comes next."""
+
     def step_ended(self, side: int, is_last: bool) -> None:
         """Note a step, let the other sides take one each, and wait for them."""
         self.seconds[side].append(self.seconds_so_far())
@@ -106,7 +109,9 @@ def run_trl(workload: Workload, folder: Path, steps: int, turns: Turns) -> None:
 
     def reward(prompts: list[str], completions: list[str], kind: list[str], **_: object) -> list[float]:
         triples = zip(prompts, completions, kind, strict=True)
-        return [reward_of(prompt, completion, which == "equal") for prompt, completion, which in triples]
+        rewards = [reward_of(prompt, completion, which == "equal") for prompt, completion, which in triples]
+        turns.scored(0)
+        return rewards
 
     class Watch(TrainerCallback):
         def on_log(self, args, state, control, logs, **_):  # type: ignore[no-untyped-def]  # transformers'
@@ -160,13 +165,18 @@ def run_ours(workload: Workload, folder: Path, steps: int, turns: Turns) -> None
 
     class Watch:
         @hookimpl
+        def dteframe_groups_scored(self, groups) -> None:  # type: ignore[no-untyped-def]  # imported late
+            turns.scored(1)
+
+        @hookimpl
         def dteframe_step_finished(self, report) -> None:  # type: ignore[no-untyped-def]  # imported late
             if report.step:
                 turns.tokens[1].append(report.metrics()["answer/completion_length_mean_tokens"])
                 turns.step_ended(1, report.step == steps)
-            else:
-                turns.begin(1)
 
+    turns.begin(
+        1
+    )  # Before loading: while transformers loads, another thread's tensors may be born without memory.
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         RECIPE.format(

@@ -41,3 +41,16 @@ def test_a_file_counts_for_whoever_runs_it():
     assert owner_of("/x/site-packages/torch/nn/functional.py") == MODEL
     assert owner_of("/x/benchmarks/hash_reward.py") == REWARD
     assert owner_of("/usr/lib/python3.11/json/encoder.py") is None
+
+
+def test_the_rise_of_an_update_is_its_peak_above_what_was_held():
+    from memory import Peaks, status_bytes
+
+    peaks = Peaks()
+    held = bytearray(64 * 2**20)
+    peaks.scored(1)
+    taken = bytearray(128 * 2**20)
+    del taken
+    peaks.step_ended(1, is_last=False)
+    assert peaks.rises[0] == pytest.approx(128 * 2**20, rel=0.1)
+    assert status_bytes("VmHWM") > len(held)
