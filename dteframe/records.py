@@ -310,6 +310,18 @@ class BatchArithmetic:
         """Count the groups of a step that are generated, once replay runs."""
         return self.questions_per_step - self.num_replayed
 
+    def best_gain(self, uniform_informative_fraction: float, *, reuses_references: bool) -> float:
+        """Say how many informative groups per rollout a perfect choice has, over a uniform one.
+
+        Every chosen group would be informative; references, drawn uniformly, are paid too, and the
+        informative ones among them are trained on in place of chosen groups where they are reused.
+        """
+        informative_references = self.reference_size * uniform_informative_fraction
+        num_reused = min(informative_references, self.num_fresh) if reuses_references else 0.0
+        num_trained = self.num_fresh * self.selection_interval
+        num_paid = num_trained - num_reused + self.reference_size
+        return num_trained / num_paid / max(uniform_informative_fraction, 1e-9)
+
     @property
     def questions_per_plan(self) -> int:
         """Count the questions that a plan chooses at most: all of its steps without replay."""
@@ -348,6 +360,8 @@ class ModelSizes:
     """LoRA's, float32, on top of ``num_parameters``; 0 without LoRA, when all parameters are trained."""
     assumption: str | None = None
     """What had to be assumed, where something is known only when the model is loaded."""
+    shares_prompts: bool = False
+    """Whether an update may compute a prompt once for several completions."""
 
     @property
     def num_trained(self) -> int:

@@ -62,6 +62,41 @@ class EstimateReport(StageReport):
 
 
 @dataclass(frozen=True, slots=True)
+class ForecastReport(StageReport):
+    """How well predictions held that were made before their groups were measured: the newest groups.
+
+    At most 512 groups that were chosen by the estimate, and 512 that were drawn uniformly from the pool:
+    references, coverage, and what was chosen while nothing was known. Figures of fewer than 32 groups are
+    left out.
+    """
+
+    stage: ClassVar[str] = "forecast"
+    num_groups: int
+    """Groups of both kinds that were predicted with some evidence: the scores below are of these."""
+    num_chosen_groups: int
+    """Groups that were chosen by the estimate."""
+    num_uniform_groups: int
+    """Groups that were drawn uniformly."""
+    chosen_informative_fraction: float | None
+    """Share of groups with both successes and failures among the chosen ones."""
+    uniform_informative_fraction: float | None
+    """The same among the uniformly drawn ones: what selection has to beat."""
+    pearson: float | None = None
+    """Correlation of predicted and measured success rates; None where either does not vary."""
+    brier: float | None = None
+    """Mean squared difference of the same."""
+    nll_nats: float | None = None
+    """Negative log-likelihood of the groups under the estimates, mean per rollout."""
+    constant_nll_nats: float | None = None
+    """The same of one who predicts the mean rate of these groups for all of them: more than nothing, for it
+    is only known afterwards."""
+    slope: float | None = None
+    """Calibration slope, of measured on predicted rates: 1 is calibrated, less is over-confident."""
+    slope_standard_error: float | None = None
+    """Of the slope."""
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerReport(StageReport):
     """The fresh groups of a step."""
 
@@ -91,6 +126,9 @@ class AnswerReport(StageReport):
     """Longest completion."""
     truncated_fraction: float
     """Share of completions that reached ``max_completion_length`` without an end."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Of the stand-ins and of what later rounds asked, ``further_coverage_questions`` and
+    ``further_brought_back_questions``: as ``estimate/...`` has of the plan; only with such rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +299,12 @@ class CostReport(StageReport):
     in."""
     training_cpu_seconds: float
     """CPU time of the main process in the same: what a busy machine leaves alone."""
+    reference_seconds: float
+    """Of ``training_seconds``: asking and scoring references."""
+    predict_seconds: float
+    """Of ``training_seconds``: the estimator's predictions."""
+    select_seconds: float
+    """Of ``training_seconds``: the selector's choices."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dteframe import BatchArithmetic, Completion, Context, Group, ResumeError, SuccessEstimate, hookspecs
 from dteframe.reports import (
     AnswerReport,
+    CostReport,
     EstimateReport,
     EvaluationReport,
+    ForecastReport,
     GroupsReport,
     PlanReport,
     RunReport,
@@ -72,6 +74,12 @@ def plan_report(step: int) -> PlanReport:
     estimate = SuccessEstimate(("q-1", "q-2"), np.array([0.5, 0.25]), np.array([8.0, 0.0]))
     figures = EstimateReport(2, 0.5, 1.0, None, None, 0.4, 0.375, 2, 1, {"leave_one_out_pearson": 0.75})
     return PlanReport(step, ("q-2", "q-1"), ("q-1",), estimate, figures)
+
+
+def with_forecasts(report: StepReport) -> StepReport:
+    forecasts = ForecastReport(64, 40, 50, 0.8, 0.6, 0.5, 0.125, 0.6, 0.69, 0.9, 0.2)
+    costs = CostReport(1200, 0, 300, 100, 80, 20, 10, 8.0, 7.0, 6.0, 1.5, 0.2, 0.1)
+    return replace(report, stages=(*report.stages, forecasts, costs))
 
 
 def step_report(step: int, loss: float = 0.125, pearson: float | None = None) -> StepReport:
@@ -299,16 +307,16 @@ def test_without_a_terminal_a_run_reads_as_plain_lines(context, tmp_path, capsys
     hooks.dteframe_progress(what="warming up", done=1, total=500)
     hooks.dteframe_run_started(run=run_report(tmp_path))
     hooks.dteframe_evaluated(step=0, evaluation=EvaluationReport(0.25, 0.05, 0.5, 8, 4, 11.0, 0.0))
-    hooks.dteframe_step_finished(report=step_report(1, pearson=0.5))
+    hooks.dteframe_step_finished(report=with_forecasts(step_report(1)))
     hooks.dteframe_step_finished(report=step_report(2))
     hooks.dteframe_warned(message="q-7: no [answer]")
     assert lines_of(capsys) == [
         "demo: 0.612M parameters on cpu; 100 training and 8 held-out questions",
         "left out: duplicate 3",
         "held-out at step 0: success rate 0.250 +- 0.050, solved 0.500 (8 questions x 4, 11.0 tokens each)",
-        "     step   reward  success informative estimator r       loss  length  seconds     left",
-        "      1/4    0.500    0.250        0.75        0.50   1.25e-01    12.5     2.00       6s",
-        "      2/4    0.500    0.250        0.75        0.50   1.25e-01    12.5     2.00       4s",
+        "     step  reward success informative uniform estimator r  slope      loss length seconds    left",
+        "      1/4   0.500   0.250        0.75    0.60        0.50   0.90  1.25e-01   12.5    2.00      6s",
+        "      2/4   0.500   0.250        0.75       -           -      -  1.25e-01   12.5    2.00      4s",
         "warning: q-7: no [answer]",
     ]
 
@@ -330,6 +338,20 @@ def test_the_summary_says_what_the_run_came_to(context, tmp_path, capsys):
         "                               6.0   75.0%  generate_seconds",
         "                               2.0   25.0%  update_seconds",
         f"  policy                 {tmp_path / 'policy'}",
+    ]
+
+
+def test_the_summary_says_how_the_newest_forecasts_held_and_what_references_took(context, tmp_path, capsys):
+    hooks = hooks_of(Console(ConsoleConfig(), context))
+    hooks.dteframe_step_finished(report=with_forecasts(step_report(4)))
+    hooks.dteframe_run_finished(summary=summary(tmp_path))
+    lines = lines_of(capsys)
+    first = next(place for place, line in enumerate(lines) if "newest forecasts" in line)
+    assert lines[first : first + 3] == [
+        "  newest forecasts       64 groups: r 0.50, slope 0.90 +- 0.20, Brier 0.125, nats a rollout 0.600 "
+        "(a constant 0.690)",
+        "  newest informative     80.0% of chosen, 60.0% of uniformly drawn groups",
+        "  references             20 rollouts, 300 tokens, 1.5 s",
     ]
 
 

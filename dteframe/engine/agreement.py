@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from dteframe.beta_binomial import log_likelihood, parameters
+
+SURELY = 1e-3
+"""Means are kept this far from 0 and 1 in likelihoods: one surprise would be infinitely bad."""
+
 
 def pearson(predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]) -> float | None:
     """Correlate two series; None where either does not vary."""
@@ -16,3 +21,38 @@ def pearson(predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"])
 def brier(predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]) -> float | None:
     """Average the squared difference; None for empty series."""
     return float(np.mean((predicted - measured) ** 2)) if len(predicted) else None
+
+
+def slope_with_error(
+    predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]
+) -> tuple[float | None, float | None]:
+    """Fit measured on predicted rates by least squares: slope and its standard error.
+
+    1 is calibrated, less is over-confident. None for fewer than 3 pairs or predictions that do not vary.
+    """
+    if len(predicted) < 3 or np.ptp(predicted) < 1e-12:
+        return None, None
+    offsets = predicted - predicted.mean()
+    squares = float(offsets @ offsets)
+    slope = float(offsets @ measured) / squares
+    left = measured - measured.mean() - slope * offsets
+    return slope, float(np.sqrt(left @ left / (len(predicted) - 2) / squares))
+
+
+def nll_nats(
+    mean: Float[np.ndarray, "n"],
+    evidence: Float[np.ndarray, "n"],
+    successes: Float[np.ndarray, "n"],
+    trials: Float[np.ndarray, "n"],
+) -> float:
+    """Average the negative log-likelihood per rollout of groups under estimates; at least one group."""
+    first, second = parameters(np.clip(mean, SURELY, 1 - SURELY), evidence)
+    solved, tried = successes.astype(np.int64), trials.astype(np.int64)
+    return float(np.mean(-log_likelihood(first, second, solved, tried) / trials))
+
+
+def constant_nll_nats(successes: Float[np.ndarray, "n"], trials: Float[np.ndarray, "n"]) -> float:
+    """Give the same of one who knows the mean rate of these very groups and nothing else."""
+    mean = np.clip(successes.sum() / trials.sum(), SURELY, 1 - SURELY)
+    rates = successes / trials
+    return float(np.mean(-rates * np.log(mean) - (1 - rates) * np.log1p(-mean)))

@@ -48,6 +48,8 @@ class Choice:
     question_ids: tuple[str, ...]
     figures: Mapping[str, float]
     """How the rules had their say; empty where there are none."""
+    covered: frozenset[str]
+    """Those of the questions that were drawn uniformly."""
 
 
 def choose(
@@ -67,7 +69,7 @@ def choose(
     if not _has_rules(config):
         chosen = calls.select(selector, estimate, count, rng)
         uses.note(chosen, step)
-        return Choice(chosen, {})
+        return Choice(chosen, {}, frozenset())
     estimate = estimate.in_order()
     used = [name for name in uses.last_step if _is_waiting(name, config, uses, step)]
     waiting = [estimate.question_ids[place] for place in np.sort(estimate.places(used))]
@@ -84,7 +86,7 @@ def choose(
     uses.note(mixed, step)
     num_back = len(brought_back.intersection(mixed))
     figures = {"brought_back_questions": float(num_back), "coverage_questions": float(num_coverage)}
-    return Choice(tuple(mixed), figures)
+    return Choice(tuple(mixed), figures, frozenset(covered))
 
 
 def _has_rules(config: SelectorConfig) -> bool:

@@ -111,6 +111,9 @@ class Meter:
             total_seconds=total,
             training_seconds=total - sum(self.seconds[stage] for stage in NOT_TRAINING),
             training_cpu_seconds=self.training_cpu_seconds,
+            reference_seconds=self.seconds["references"],
+            predict_seconds=self.seconds["predict"],
+            select_seconds=self.seconds["select"],
         )
 
     def state_dict(self) -> State:

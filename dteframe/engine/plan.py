@@ -33,6 +33,8 @@ class Plan:
     """Informative reference groups that the first step trains on as fresh ones."""
     surplus: list[Group]
     """Informative reference groups beyond what the first step holds: offered to the buffer."""
+    covered: frozenset[str]
+    """Chosen questions that were drawn uniformly, whatever the estimate said."""
 
     def take(self, count: int) -> tuple[str, ...]:
         """Take the next questions off the plan."""
@@ -51,6 +53,7 @@ class Plan:
             "estimate_figures": dict(self.estimate.figures),
             "reused": [group.to_state() for group in self.reused],
             "surplus": [group.to_state() for group in self.surplus],
+            "covered": sorted(self.covered),
         }
 
     @classmethod
@@ -70,16 +73,18 @@ class Plan:
             estimate,
             [Group.from_state(group) for group in state["reused"]],
             [Group.from_state(group) for group in state["surplus"]],
+            frozenset(state["covered"]),
         )
 
 
 def make_plan(
     setup: Setup, step: int, last_estimate: SuccessEstimate | None, uses: Uses, num_replayed: int
-) -> tuple[Plan, EstimateReport]:
+) -> tuple[Plan, EstimateReport, tuple[Group, ...]]:
     """Choose the questions of the steps from ``step`` on; may roll out reference questions.
 
     ``last_estimate`` is the previous plan's, to be judged on the references measured now; ``uses`` gets what
-    is chosen; ``num_replayed`` groups of each step are replayed if the buffer holds as many.
+    is chosen; ``num_replayed`` groups of each step are replayed if the buffer holds as many. Gives the
+    references too.
     """
     parts, meter, version = setup.parts, setup.meter, step - 1
     references = _measured_references(setup, step)
@@ -103,7 +108,8 @@ def make_plan(
         uses.note([group.question_id for group in reused], step)
         choice = choose(parts.selector, candidates, count, step, uses, setup.streams(step, "select"))
     chosen, estimate = choice.question_ids, replace(estimate, figures={**estimate.figures, **choice.figures})
-    plan = Plan(list(chosen), arithmetic.selection_interval, num_replayed, estimate, reused, surplus)
+    interval = arithmetic.selection_interval
+    plan = Plan(list(chosen), interval, num_replayed, estimate, reused, surplus, choice.covered)
     estimate_of_chosen = estimate.restricted(chosen)
     figures = _figures(plan, estimate_of_chosen, references, last_estimate)
     report = PlanReport(
@@ -114,7 +120,7 @@ def make_plan(
         figures=figures,
     )
     setup.hooks.hook.dteframe_plan_made(plan=report)
-    return plan, figures
+    return plan, figures, references
 
 
 def agreement_with(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dteframe.engine.choose import Uses
+from dteframe.engine.forecasts import RecentForecasts
 from dteframe.engine.health import Health
 from dteframe.engine.plan import Plan
 from dteframe.engine.replay_guard import ReplayGuard
@@ -45,6 +46,9 @@ class Progress:
     rewards_vary: bool = False
     """Whether any reward of a fresh group has differed from the first."""
     reference_pearsons: list[float] = field(default_factory=list)
+    forecasts: RecentForecasts = field(default_factory=RecentForecasts)
+    has_advised: bool = False
+    """Whether people were told that selection can hardly pay."""
     warnings: list[str] = field(default_factory=list)
     health: Health = field(default_factory=Health)
     steps_with_skips: int = 0
@@ -115,6 +119,8 @@ class Progress:
             "first_reward": self.first_reward,
             "rewards_vary": self.rewards_vary,
             "reference_pearsons": self.reference_pearsons,
+            "forecasts": self.forecasts.state_dict(),
+            "has_advised": self.has_advised,
             "warnings": self.warnings,
             "health": self.health.state_dict(),
             "steps_with_skips": self.steps_with_skips,
@@ -127,6 +133,7 @@ class Progress:
             setattr(self, name, value)
         self.warnings = [*state["warnings"], *new_warnings]
         self.plan = Plan.from_state(state["plan"]) if state["plan"] else None
+        self.forecasts = RecentForecasts.from_state(state["forecasts"])
         self.health = Health.from_state(state["health"])
         self.uses = Uses()
         self.uses.load_state_dict(state["uses"])

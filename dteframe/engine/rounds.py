@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,10 @@ class Spare:
     taken: set[str]
     """Asked or replayed in this step, or left for the next steps of the plan."""
     uses: Uses
+    covered: set[str] = field(default_factory=set)
+    """Chosen ones that were drawn uniformly."""
+    figures: Counter[str] = field(default_factory=Counter)
+    """How the selector's rules had their say in all choices together."""
 
     def choose(self, setup: Setup, step: int, count: int, stage: str) -> tuple[str, ...]:
         """Have the selector choose ``count`` of them, or all that there are, and take them."""
@@ -32,9 +37,11 @@ class Spare:
             free = self.estimate.without(frozenset(self.taken))
             count = min(count, len(free.question_ids))
             rng = setup.streams(step, stage)
-            chosen = choose(setup.parts.selector, free, count, step, self.uses, rng).question_ids
-        self.taken.update(chosen)
-        return chosen
+            choice = choose(setup.parts.selector, free, count, step, self.uses, rng)
+        self.taken.update(choice.question_ids)
+        self.covered.update(choice.covered)
+        self.figures.update(choice.figures)
+        return choice.question_ids
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import transformers
 from dteframe.assemble import Parts, assemble
 from dteframe.contracts import Context
 from dteframe.engine import calls
+from dteframe.engine.advice import advise
 from dteframe.engine.canary import canary_for
 from dteframe.engine.checkpoint import load_checkpoint, save_checkpoint, save_policy
 from dteframe.engine.checkpoint_folder import checkpoints_of, damage_of, newest_checkpoint
@@ -178,6 +179,7 @@ def _report(setup: Setup, progress: Progress, stages: list[StageReport]) -> None
         ),
     )
     progress.note(report)
+    advise(setup, progress)
     if progress.step == NUM_STEPS_WITHOUT_SIGNAL and progress.informative_groups == 0:
         setup.context.warn(
             f"no group of the first {progress.step} steps held both successes and failures, so nothing is "

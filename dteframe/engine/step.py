@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from dteframe.engine import calls
 from dteframe.engine.answer import observation_of, tell
@@ -25,7 +26,8 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
     num_allowed = progress.guard.allowed(setup.arithmetic.num_replayed, step, parts.replay.config)
     if progress.plan is None or progress.plan.steps_left == 0:
         last_estimate = progress.plan.estimate if progress.plan else None
-        progress.plan, figures = make_plan(setup, step, last_estimate, progress.uses, num_allowed)
+        progress.plan, figures, references = make_plan(setup, step, last_estimate, progress.uses, num_allowed)
+        progress.forecasts.note(last_estimate, references, np.ones(len(references), bool))
         reports.append(figures)
     plan = progress.plan
     reused, surplus = tuple(plan.reused), tuple(plan.surplus)
@@ -39,6 +41,8 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
     fresh_ids += spare.choose(setup, step, num_more, "stand_ins")
     rounds = ask_in_rounds(setup, step, fresh_ids, num_wanted + num_stand_ins, spare)
     fresh = (*reused, *rounds.accepted)
+    is_uniform = _drawn_uniformly(setup, plan, spare, rounds.groups)
+    progress.forecasts.note(plan.estimate, rounds.groups, is_uniform)
     with setup.meter.stage("replay"):
         if rounds.groups:
             observation = observation_of(rounds.groups, "train")
@@ -56,7 +60,8 @@ def training_step(setup: Setup, progress: Progress) -> tuple[StageReport, ...]:
     warning = progress.guard.note(step, update.figures, parts.replay.config)
     if warning:
         setup.context.warn(warning)
-    reports += [_answer_report(plan, reused, rounds, num_stand_ins), replay_report, update]
+    reports += [_answer_report(plan, reused, rounds, num_stand_ins, spare), replay_report, update]
+    reports.append(progress.forecasts.report())
     if parts.selector.reviews:
         reports.append(rounds.report())
         setup.meter.unused_tokens += rounds.num_unused_tokens
@@ -101,7 +106,19 @@ def _credited(setup: Setup, group: Group, step: int, *, is_replayed: bool) -> Cr
     return CreditedGroup(group, advantages, is_replayed, staleness=step - 1 - group.policy_version)
 
 
-def _answer_report(plan: Plan, reused: tuple[Group, ...], rounds: Rounds, num_stand_ins: int) -> AnswerReport:
+def _drawn_uniformly(
+    setup: Setup, plan: Plan, spare: Spare, groups: Sequence[Group]
+) -> Bool[np.ndarray, "groups"]:
+    """Say which groups were not chosen by what the estimate said of them."""
+    if setup.parts.selector.needs_estimate and not plan.estimate.evidence.any():
+        return np.ones(len(groups), bool)
+    covered = plan.covered | spare.covered
+    return np.array([group.question_id in covered for group in groups], bool)
+
+
+def _answer_report(
+    plan: Plan, reused: tuple[Group, ...], rounds: Rounds, num_stand_ins: int, spare: Spare
+) -> AnswerReport:
     fresh, answered = (*reused, *rounds.groups), tuple(rounds.groups)
     rewards = np.concatenate([group.rewards for group in fresh])
     lengths = [len(completion.token_ids) for group in fresh for completion in group.completions]
@@ -120,4 +137,5 @@ def _answer_report(plan: Plan, reused: tuple[Group, ...], rounds: Rounds, num_st
         completion_length_mean_tokens=float(np.mean(lengths)),
         completion_length_max_tokens=max(lengths),
         truncated_fraction=float(np.mean(cut)),
+        figures={f"further_{name}": count for name, count in spare.figures.items()},
     )

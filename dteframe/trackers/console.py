@@ -15,8 +15,11 @@ from dteframe.contracts import Component, Context, Tracker, TrackerConfig
 from dteframe.hookspecs import hookimpl
 from dteframe.reports import EvaluationReport, MetricValue, RunReport, RunSummary, StepReport
 
-COLUMNS = ("step", "reward", "success", "informative", "estimator r", "loss", "length", "seconds", "left")
-WIDTHS = (9, 8, 8, 11, 11, 10, 7, 8, 8)
+COLUMNS = (
+    *("step", "reward", "success", "informative", "uniform", "estimator r", "slope"),
+    *("loss", "length", "seconds", "left"),
+)
+WIDTHS = (9, 7, 7, 11, 7, 11, 6, 9, 6, 7, 7)
 ROWS_PER_HEADER = 20
 SECONDS_BETWEEN_PROGRESS_LINES = 10.0
 """Long enough that a log is readable, short enough that nobody thinks it hangs."""
@@ -57,7 +60,7 @@ class Console(Tracker):
         self._num_rows = 0
         self._first_step = 0
         self._seconds_here = 0.0
-        self._estimator_correlation: MetricValue | None = None
+        self._last_row: Mapping[str, MetricValue] = {}
 
     @hookimpl
     def dteframe_run_started(self, run: RunReport) -> None:
@@ -122,7 +125,7 @@ class Console(Tracker):
         row = report.metrics()
         if report.step > 0:
             self._seconds_here += row.get("time/step_seconds", 0.0)
-        self._estimator_correlation = row.get("estimate/reference_pearson", self._estimator_correlation)
+        self._last_row = row
         left = self._left(report)
         if self._run is not None:
             self._bars.update(self._run, completed=report.step, left=f"{left} left" if left else "")
@@ -137,7 +140,7 @@ class Console(Tracker):
         """Take the bars away and print what the run came to."""
         self._bars.stop()
         atexit.unregister(self._bars.stop)
-        lines = _summary_lines(summary)
+        lines = _summary_lines(summary, self._last_row)
         width = max(len(title) for title, _ in lines)
         self._say("")
         self._say(f"{summary.name}: {summary.steps} steps", style="bold")
@@ -153,7 +156,9 @@ class Console(Tracker):
             _number(row.get("answer/reward_mean"), ".3f"),
             _number(row.get("answer/success_rate"), ".3f"),
             _number(row.get("answer/informative_fraction"), ".2f"),
-            _number(self._estimator_correlation, ".2f"),
+            _number(row.get("forecast/uniform_informative_fraction"), ".2f"),
+            _number(row.get("forecast/pearson"), ".2f"),
+            _number(row.get("forecast/slope"), ".2f"),
             _number(row.get("update/loss"), ".2e"),
             _number(row.get("answer/completion_length_mean_tokens"), ".1f"),
             _number(row.get("time/step_seconds"), ".2f"),
@@ -177,14 +182,15 @@ class Console(Tracker):
         self._last_line = time.monotonic()
 
 
-def _summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
-    """Give title and text of every line of the summary."""
+def _summary_lines(summary: RunSummary, row: Mapping[str, MetricValue]) -> list[tuple[str, str]]:
+    """Give title and text of every line; ``row`` is that of the last step, if there was one."""
     before, after = summary.success_rate_before, summary.success_rate_after
     gain = f" ({after - before:+.3f})" if before is not None and after is not None else ""
     lines = [
         ("held-out success rate", f"{_number(before, '.3f')} before, {_number(after, '.3f')} after{gain}"),
         ("informative groups", _number(summary.informative_fraction, ".1%")),
         ("estimator correlation", f"{_number(summary.reference_pearson, '.2f')} with measured success rates"),
+        *_forecast_lines(row),
         ("tokens generated", _counts(summary.tokens_by_purpose)),
         ("completions", _counts(summary.reward_statuses)),
         ("questions left out", _counts(summary.left_out)),
@@ -198,6 +204,36 @@ def _summary_lines(summary: RunSummary) -> list[tuple[str, str]]:
         ("", f"{seconds:9.1f}  {seconds / total:6.1%}  {stage}") for stage, seconds in by_length if seconds
     ]
     lines.append(("policy", str(summary.run_folder / "policy")))
+    return lines
+
+
+def _forecast_lines(row: Mapping[str, MetricValue]) -> list[tuple[str, str]]:
+    """Say how well the newest forecasts held, and what estimating and selecting took."""
+    lines = []
+    if "forecast/nll_nats" in row:
+        lines.append(
+            (
+                "newest forecasts",
+                f"{row['forecast/num_groups']} groups: r {_number(row.get('forecast/pearson'), '.2f')}, "
+                f"slope {_number(row.get('forecast/slope'), '.2f')}"
+                f" +- {_number(row.get('forecast/slope_standard_error'), '.2f')}, "
+                f"Brier {_number(row['forecast/brier'], '.3f')}, nats a rollout "
+                f"{_number(row['forecast/nll_nats'], '.3f')} (a constant "
+                f"{_number(row['forecast/constant_nll_nats'], '.3f')})",
+            )
+        )
+    if "forecast/uniform_informative_fraction" in row:
+        chosen = _number(row.get("forecast/chosen_informative_fraction"), ".1%")
+        uniform = _number(row["forecast/uniform_informative_fraction"], ".1%")
+        lines.append(("newest informative", f"{chosen} of chosen, {uniform} of uniformly drawn groups"))
+    if row.get("cost/reference_rollouts"):
+        lines.append(
+            (
+                "references",
+                f"{row['cost/reference_rollouts']} rollouts, {row['cost/reference_tokens']} tokens, "
+                f"{_number(row.get('cost/reference_seconds'), '.1f')} s",
+            )
+        )
     return lines
 
 

@@ -230,6 +230,9 @@ def _cost() -> CostReport:
         total_seconds=3.0,
         training_seconds=2.0,
         training_cpu_seconds=1.5,
+        reference_seconds=0.4,
+        predict_seconds=0.1,
+        select_seconds=0.05,
     )
 
 
