@@ -20,6 +20,11 @@ class Workload:
     """Steps that one plan serves (mu)."""
     questions_per_step: int
     """Groups that a step learns from (B)."""
+    asked_at_first: int
+    """Questions that a step asks in its first round, without replay: more where the selector's review rejects
+    some."""
+    asked_at_most: int
+    """Questions that a step asks if all of its rounds ask as many as the first."""
     num_generations: int
     """Completions per question (G)."""
     completions_per_step: int
@@ -79,7 +84,9 @@ def workload(recipe: Recipe) -> Workload:
     arithmetic, training, objective = recipe.arithmetic(), recipe.training, recipe.objective
     steps, interval = arithmetic.max_steps, arithmetic.selection_interval
     generations, asked = arithmetic.num_generations, arithmetic.questions_per_step
+    asked_at_most = arithmetic.num_asked(asked) * recipe.selector.rounds_per_step()
     fresh, replayed, references = arithmetic.num_fresh, arithmetic.num_replayed, arithmetic.reference_size
+    first = arithmetic.num_asked(fresh)
     num_plans = -(-steps // interval)
     reusable = min(references, fresh) if training.reuse_references else 0
     steps_with_replay = max(steps - interval, 0) if replayed else 0
@@ -91,7 +98,7 @@ def workload(recipe: Recipe) -> Workload:
     if training.evaluate_every:
         evaluations = 1 + steps // training.evaluate_every + (steps % training.evaluate_every > 0)
     per_evaluation = training.evaluation_size * training.num_generations_eval
-    most_rollouts = steps * asked * generations + num_plans * references * generations
+    most_rollouts = steps * asked_at_most * generations + num_plans * references * generations
     most_rollouts += evaluations * per_evaluation
     length, prompt = arithmetic.max_completion_length, arithmetic.max_prompt_length
     optimizer_steps = objective.num_minibatches * objective.num_iterations
@@ -102,6 +109,8 @@ def workload(recipe: Recipe) -> Workload:
         num_plans=num_plans,
         selection_interval=interval,
         questions_per_step=asked,
+        asked_at_first=arithmetic.num_asked(asked),
+        asked_at_most=asked_at_most,
         num_generations=generations,
         completions_per_step=asked * generations,
         num_fresh=fresh,
@@ -112,23 +121,23 @@ def workload(recipe: Recipe) -> Workload:
         optimizer_steps_per_step=optimizer_steps,
         references_per_plan=references,
         reference_rollouts_per_plan=references * generations,
-        fresh_rollouts_per_plan=interval * fresh * generations,
-        reference_share_without_reuse=references / (references + interval * fresh),
-        rollout_work=(interval * fresh + references) / plan_groups,
-        rollout_work_at_least=(interval * fresh + references - reusable) / plan_groups,
+        fresh_rollouts_per_plan=interval * first * generations,
+        reference_share_without_reuse=references / (references + interval * first),
+        rollout_work=(interval * first + references) / plan_groups,
+        rollout_work_at_least=(interval * first + references - reusable) / plan_groups,
         selected_per_plan_at_most=arithmetic.questions_per_plan,
         evaluations=evaluations,
         questions_per_evaluation_at_most=training.evaluation_size if evaluations else 0,
         rollouts_per_evaluation_at_most=per_evaluation if evaluations else 0,
         total_optimizer_steps=steps * optimizer_steps,
         total_reference_rollouts=num_plans * references * generations,
-        total_fresh_rollouts_at_least=fewest_fresh * generations,
-        total_fresh_rollouts_at_most=steps * asked * generations,
+        total_fresh_rollouts_at_least=arithmetic.num_asked(fewest_fresh) * generations,
+        total_fresh_rollouts_at_most=steps * asked_at_most * generations,
         total_replayed_groups_at_most=steps_with_replay * replayed,
         total_evaluation_rollouts_at_most=evaluations * per_evaluation,
         max_prompt_length=prompt,
         max_completion_length=length,
-        generated_tokens_per_step_at_most=asked * generations * length,
+        generated_tokens_per_step_at_most=asked_at_most * generations * length,
         generated_tokens_at_most=most_rollouts * length,
         tokens_at_most=most_rollouts * (prompt + length),
         forward_tokens_per_step_at_most=asked * generations * (prompt + length) * objective.num_iterations,
@@ -189,6 +198,11 @@ def _stage_text(stage: StageMemory) -> str:
 def _step_lines(work: Workload) -> list[tuple[str, str]]:
     learns = f"{_count(work.questions_per_step, 'question')} x {work.num_generations} = "
     lines = [("learns from", learns + _count(work.completions_per_step, "completion"))]
+    if work.asked_at_most > work.questions_per_step:
+        text = (
+            f"{_count(work.asked_at_first, 'question')} at first, {work.asked_at_most:,} if every round does"
+        )
+        lines.append(("asks", f"{text}: the selector reviews what comes back"))
     if work.num_replayed:
         text = f"{work.num_fresh} fresh and {work.num_replayed} replayed groups once the buffer holds enough"
         lines.append(("of these", f"{text}; until then all fresh"))
@@ -241,7 +255,8 @@ def _total_lines(work: Workload) -> list[tuple[str, str]]:
 
 
 def _comparison_lines(work: Workload) -> list[tuple[str, str]]:
-    fresh_share = work.num_fresh / work.questions_per_step
+    asked = work.fresh_rollouts_per_plan / work.num_generations / work.selection_interval
+    fresh_share = asked / work.questions_per_step
     reference_share = work.references_per_plan / (work.selection_interval * work.questions_per_step)
     parts = f"fresh share {fresh_share:.2f} + references {reference_share:.2f} = {work.rollout_work:.2f}"
     lines = [("generates", parts + _once_replay_runs(work))]

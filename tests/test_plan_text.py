@@ -110,6 +110,21 @@ def test_plain_grpo_is_the_unit_of_rollout_work(counted):
     assert plain.total_fresh_rollouts_at_least == plain.total_fresh_rollouts_at_most
 
 
+def test_a_selector_that_reviews_asks_more_than_a_step_learns_from(counted):
+    work = counted(
+        "estimator.type=none",
+        "selector={type: dynamic_sampling, oversampling: 1.5, max_rounds: 4}",
+        "replay.type=none",
+        "training.fresh_fraction=1",
+    )
+    assert (work.asked_at_first, work.asked_at_most) == (24, 96)  # 16 x 1.5; 4 rounds of 24
+    assert work.rollout_work == 1.5
+    assert work.generated_tokens_per_step_at_most == 96 * 4 * 30
+    assert (work.total_fresh_rollouts_at_least, work.total_fresh_rollouts_at_most) == (6 * 24 * 4, 6 * 96 * 4)
+    told = "24 questions at first, 96 if every round does: the selector reviews what comes back"
+    assert f"  asks                  {told}" in plan_text(work).splitlines()
+
+
 def test_the_text_explains_every_section(counted):
     assert (
         plan_text(counted())
