@@ -35,7 +35,10 @@ def observed(estimator, question_id, successes, trials, version=0):
     return estimator.predict(version + 1)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("estimator", "running_average"), ("reward", "length_penalty")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("estimator", "running_average"), ("reward", "length_penalty"), ("selector", "balanced_groups")],
+)
 def test_examples_keep_every_promise(kind, name, tmp_path):
     assert check_component(REGISTRY.get(kind, name), tmp_path) == []
 
