@@ -59,6 +59,7 @@ OWNERS = {
     "dteframe/rollouts/": MODEL,
     "dteframe/models/": MODEL,
     "dteframe/engine/logprobs.py": MODEL,
+    "dteframe/engine/shared_attention.py": MODEL,
     "benchmarks/hash_reward.py": REWARD,
     "benchmarks/workloads.py": REWARD,
     "dteframe/rewards/": REWARD,

@@ -115,8 +115,9 @@ def broken_parameters(module: torch.nn.Module) -> tuple[str, ...]:
     named = {name: values for name, values in named.items() if values.numel()}
     if not named:
         return ()
-    largest = torch._foreach_norm(list(named.values()), float("inf"))
-    is_finite = torch.isfinite(torch.stack([item.float() for item in largest])).tolist()
+    # NaN passes into both; isfinite on every weight, and the greatest norm, take ten times as long on a CPU.
+    limits = torch.stack([limit.float() for values in named.values() for limit in values.aminmax()])
+    is_finite = torch.isfinite(limits.view(-1, 2)).all(dim=1).tolist()
     return tuple(name for name, is_whole in zip(named, is_finite, strict=True) if not is_whole)
 
 
