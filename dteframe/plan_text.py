@@ -51,6 +51,9 @@ class Workload:
     """The same if as many references are reused as the first step of a plan can hold."""
     selected_per_plan_at_most: int
     """Questions that the selector is asked for: all of a plan's steps, without replay."""
+    break_even_informative_fraction: float | None
+    """Share of uniformly drawn groups that are informative above which selection can hardly pay; None where
+    nothing is estimated."""
     evaluations: int
     """Evaluations of the run, the one before the first step and the one after the last included."""
     questions_per_evaluation_at_most: int
@@ -126,6 +129,11 @@ def workload(recipe: Recipe) -> Workload:
         rollout_work=(interval * first + references) / plan_groups,
         rollout_work_at_least=(interval * first + references - reusable) / plan_groups,
         selected_per_plan_at_most=arithmetic.questions_per_plan,
+        break_even_informative_fraction=(
+            None
+            if recipe.estimator.type == "none"
+            else arithmetic.break_even(reuses_references=training.reuse_references)
+        ),
         evaluations=evaluations,
         questions_per_evaluation_at_most=training.evaluation_size if evaluations else 0,
         rollouts_per_evaluation_at_most=per_evaluation if evaluations else 0,
@@ -226,6 +234,11 @@ def _plan_lines(work: Workload) -> list[tuple[str, str]]:
     else:
         lines.append(("references", "none"))
     lines.append(("fresh", _count(work.fresh_rollouts_per_plan, "rollout") + _once_replay_runs(work)))
+    if work.break_even_informative_fraction is not None:
+        share = f"{work.break_even_informative_fraction:.0%}"
+        lines.append(
+            ("selection can pay", f"while at most {share} of uniformly drawn groups are informative")
+        )
     return lines
 
 

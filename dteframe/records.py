@@ -277,7 +277,12 @@ class Review:
     accepted: tuple[str, ...]
     """Questions whose groups may be trained on; those of the round's others are rejected."""
     num_more: int = 0
-    """Questions to ask in another round of the same step; 0 is none, and nobody asks where none is missing."""
+    """Questions to ask in another round of the step; 0 is none, and nobody asks where none is missing."""
+
+
+LEAST_GAIN = 1.25
+"""Informative groups per rollout that a perfect choice must have over a uniform one for selection to pay:
+estimators reach about nine tenths of the best possible, and the rest has to be worth their cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +326,14 @@ class BatchArithmetic:
         num_trained = self.num_fresh * self.selection_interval
         num_paid = num_trained - num_reused + self.reference_size
         return num_trained / num_paid / max(uniform_informative_fraction, 1e-9)
+
+    def break_even(self, *, reuses_references: bool) -> float:
+        """Give the uniform share of informative groups above which the best gain is below ``LEAST_GAIN``."""
+        shares = [percent / 100 for percent in range(1, 101)]
+        gains = [self.best_gain(share, reuses_references=reuses_references) for share in shares]
+        return max(
+            (share for share, gain in zip(shares, gains, strict=True) if gain >= LEAST_GAIN), default=0.0
+        )
 
     @property
     def questions_per_plan(self) -> int:

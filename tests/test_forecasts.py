@@ -75,6 +75,9 @@ def test_the_best_gain_by_hand():
     dear = BatchArithmetic(10, 32, 8, 4, 16, 32, 64, 64)  # 16 fresh groups a step, 64 a plan, 32 references
     assert dear.best_gain(0.5, reuses_references=False) == pytest.approx(64 / 96 / 0.5)
     assert dear.best_gain(0.5, reuses_references=True) == pytest.approx(64 / (64 - 16 + 32) / 0.5)
+    # 128 / (128 * u) >= 1.25 up to 0.8; with references 64 / 80 / u, once 16 of them are reused
+    assert free.break_even(reuses_references=True) == 0.8
+    assert dear.break_even(reuses_references=True) == 0.64
 
 
 def test_the_lower_end_of_a_share_is_wilsons():

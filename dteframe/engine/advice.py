@@ -6,10 +6,8 @@ import math
 
 from dteframe.engine.progress import Progress
 from dteframe.engine.setup import Setup
+from dteframe.records import LEAST_GAIN
 
-LEAST_GAIN = 1.25
-"""Informative groups per rollout that a perfect choice must have over a uniform one: estimators reach about
-nine tenths of the best possible, and what is left has to pay for itself."""
 MIN_GROUPS = 64
 """Uniformly drawn groups that have to be seen first."""
 STANDARD_ERRORS = 1.96
