@@ -18,6 +18,8 @@ from dteframe.reports import (
     ForecastReport,
     GroupsReport,
     PlanReport,
+    ReplayReport,
+    ReviewReport,
     RunReport,
     RunSummary,
     StepReport,
@@ -319,6 +321,26 @@ def test_without_a_terminal_a_run_reads_as_plain_lines(context, tmp_path, capsys
         "      2/4   0.500   0.250        0.75       -           -      -  1.25e-01   12.5    2.00      4s",
         "warning: q-7: no [answer]",
     ]
+
+
+def test_below_a_row_stands_what_was_turned_away_and_how_replayed_tokens_do(context, capsys):
+    review = ReviewReport(2, 9, 4, 3, 2, 0, 120)
+    replayed = ReplayReport(4, 9, 0.5, 1.5, 2)
+    figures = {
+        "replayed_effective_sample_fraction": 0.912,
+        "replayed_kl_behaviour_nats": 0.0404,
+        "clip_fraction": 0.08,
+    }
+    plain = step_report(1)
+    update = next(stage for stage in plain.stages if isinstance(stage, UpdateReport))
+    stages = [stage for stage in plain.stages if stage is not update]
+    hooks = hooks_of(Console(ConsoleConfig(), context))
+    stages += [replace(update, figures=figures), review, replayed]
+    hooks.dteframe_step_finished(report=replace(plain, stages=tuple(stages)))
+    assert lines_of(capsys)[-1] == (
+        "          review in 2 rounds: 9 asked, 4 accepted, 3 rejected, 2 surplus, 0 missing; "
+        "replay of 4 groups: tokens worth 0.91, KL 0.040, clipped 0.08, share 0.50"
+    )
 
 
 def test_the_summary_says_what_the_run_came_to(context, tmp_path, capsys):

@@ -165,6 +165,8 @@ class Console(Tracker):
             left,
         )
         self._say(_cells(values))
+        if more := _review_and_replay(row):
+            self._say(f"{'':>{WIDTHS[0]}} {more}", style="dim")
 
     def _left(self, report: StepReport) -> str:
         """Estimate the time left from the mean of the steps since this process began; empty at first."""
@@ -180,6 +182,27 @@ class Console(Tracker):
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, soft_wrap=True)
         self._last_line = time.monotonic()
+
+
+def _review_and_replay(row: Mapping[str, MetricValue]) -> str:
+    """Word what the selector turned away, and how the replayed tokens do; nothing where neither was."""
+    parts = []
+    if row.get("review/num_asked"):
+        counts = [f"{row[f'review/num_{kind}']} {kind}" for kind in _KINDS_OF_GROUPS]
+        parts.append(f"review in {row['review/num_rounds']} rounds: {', '.join(counts)}")
+    if row.get("replay/num_groups"):
+        worth = _number(row.get("update/replayed_effective_sample_fraction"), ".2f")
+        distance = _number(row.get("update/replayed_kl_behaviour_nats"), ".3f")
+        clipped = _number(row.get("update/clip_fraction"), ".2f")
+        share = _number(row.get("replay/guard_share"), ".2f")
+        parts.append(
+            f"replay of {row['replay/num_groups']} groups: tokens worth {worth}, KL {distance}, "
+            f"clipped {clipped}, share {share}"
+        )
+    return "; ".join(parts)
+
+
+_KINDS_OF_GROUPS = ("asked", "accepted", "rejected", "surplus", "missing")
 
 
 def _summary_lines(summary: RunSummary, row: Mapping[str, MetricValue]) -> list[tuple[str, str]]:
