@@ -124,3 +124,38 @@ def test_the_ramp_holds_in_a_run(tmp_path):
     # Plans begin at steps 1, 3 and 5 and allow 2 x 1/8, 2 x 3/8 and 2 x 5/8 groups.
     assert [row["replay/num_groups"] for row in rows(tmp_path, "metrics")[1:]] == [0, 0, 0, 0, 1, 1]
     assert np.isfinite(rows(tmp_path, "metrics")[-1]["update/loss"])
+
+
+HALF_TRAINED = (
+    "training.max_steps=50",
+    "training.questions_per_step=16",
+    "training.num_generations=8",
+    "training.learning_rate=3e-4",
+    "training.selection_interval=1",
+    "training.fresh_fraction=0.25",
+    "training.evaluate_every=0",
+    "training.checkpoint_every=0",
+    "estimator={type: none}",
+    "selector={type: uniform}",
+    "rollout.temperature=1.2",
+    "rollout.max_completion_length=32",
+    'reward={type: exact_match, answer_pattern: ":([0-9]+)"}',
+    "dataset={type: list_operations, size: 1000, chain_lengths: [1, 2, 3]}",
+    "model={type: from_scratch, hidden_size: 64, num_layers: 2, num_heads: 4, "
+    "warm_up: {steps: 250, learning_rate: 3e-3, weight_decay: 0.0}}",
+    "objective={type: grpo, num_minibatches: 2, num_iterations: 4, replay_clip: one}",
+)
+"""A policy of 0.1M parameters, three quarters of each step replayed; settings found on seed 100."""
+
+
+@pytest.mark.slow
+def test_clipping_stale_rollouts_around_one_ruins_a_small_policy_and_the_guard_keeps_it(tmp_path):
+    unguarded = "replay={type: fifo, capacity: 128, min_effective_sample_fraction: 0, max_kl_nats: null}"
+    last = {}
+    for name, replay in (("unguarded", unguarded), ("guarded", "replay={type: fifo, capacity: 128}")):
+        (tmp_path / name).mkdir()
+        summary = run_tiny(tmp_path / name, *HALF_TRAINED, replay)
+        success = [row["answer/success_rate"] for row in rows(tmp_path / name, "metrics")[1:]]
+        before, last[name] = np.mean(success[:5]), np.mean(success[-10:])
+        assert ("replay: at step" in " ".join(summary.warnings)) == (name == "guarded")
+    assert last["unguarded"] < before / 2 < last["guarded"]
