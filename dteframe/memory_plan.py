@@ -52,7 +52,7 @@ def memory_plan(
         device: ``cpu`` or a GPU; None for what the recipe says, where ``auto`` counts as a GPU.
     """
     if recipe.model.lora is not None:
-        sizes = _with_lora(sizes, recipe.model.lora)
+        sizes = with_lora(sizes, recipe.model.lora)
     device = device or recipe.training.device
     settings = _settings(recipe, num_processes, device)
     rows, row_length, is_only = _longest_micro_batch(recipe, num_processes)
@@ -146,7 +146,7 @@ def _settings(recipe: Recipe, num_processes: int, device: str) -> MemorySettings
     )
 
 
-def _with_lora(sizes: ModelSizes, options: LoraOptions) -> ModelSizes:
+def with_lora(sizes: ModelSizes, options: LoraOptions) -> ModelSizes:
     """Add LoRA on the layers that it names, of those that a Qwen2 or Llama has."""
     wanted = options.target_modules
     targets = (

@@ -63,6 +63,7 @@ def plan(  # noqa: PLR0913  # one parameter per option of the command
     debug: Debug = False,
 ) -> None:
     """Explain what a recipe asks for: questions, rollouts, tokens, optimizer steps, memory."""
+    from dteframe.disk_plan import disk_plan, disk_text
     from dteframe.memory_plan import device_bytes, memory_plan
     from dteframe.plan_text import memory_text, plan_text, workload
 
@@ -71,10 +72,12 @@ def plan(  # noqa: PLR0913  # one parameter per option of the command
         work, sizes = workload(loaded.recipe), loaded.recipe.model.sizes()
         available = device_bytes(loaded.recipe, processes, gpu_memory)
         memory = memory_plan(loaded.recipe, sizes, processes, available) if sizes else None
+        disk = disk_plan(loaded.recipe, sizes) if sizes else None
         if as_json:
-            typer.echo(as_json_text({**plain(work), "memory": memory, "device_bytes": available}))
+            told = {**plain(work), "memory": memory, "device_bytes": available, "disk": disk}
+            typer.echo(as_json_text(told))
         else:
-            typer.echo(f"{plan_text(work)}\n{memory_text(memory, available)}")
+            typer.echo(f"{plan_text(work)}\n{memory_text(memory, available)}\n{disk_text(disk)}")
 
 
 def schema(

@@ -26,6 +26,10 @@ class ReplayConfig(PluginConfig):
     """Guard: the same where the policy is further than this from those that sampled replayed tokens (nats a
     token); null is off."""
 
+    def num_held(self) -> int:
+        """Say how many groups the buffer holds at most: a checkpoint holds them too."""
+        return 0
+
 
 class Replay(Component):
     """Which earlier groups join the batch?"""

@@ -30,6 +30,10 @@ class PrioritisedConfig(ReplayConfig):
         """Refuse a capacity below one draw: replay could never start."""
         yield from capacity_problems(self.capacity, arithmetic)
 
+    def num_held(self) -> int:
+        """Say how many groups the buffer holds at most."""
+        return self.capacity
+
 
 @final
 class PrioritisedReplay(Replay):
