@@ -52,8 +52,9 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONHASHSEED": "0",
 }
-"""Of workers: there are several, and each context on a GPU would take memory from the policy."""
+"""Of workers: they share the cores, take no memory of the GPU from the policy, and go through sets alike."""
 
 PendingScores: TypeAlias = Callable[[], Scores]
 """Gives the scores of a group, and waits for them if need be."""
