@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from dteframe.contracts import Context, LoraOptions, Policy
+from dteframe.contracts import Context, LoraOptions, LossInputs, Policy
 from dteframe.engine.lora import add_lora
 from dteframe.engine.optimizer import OptimizerSettings
 from dteframe.engine.pack import rows_of
 from dteframe.engine.update import Learner
-from dteframe.objectives.grpo import GRPO, GRPOConfig
+from dteframe.objectives.grpo import GRPO, GRPOConfig, is_stale_negative
 from dteframe.recipe import TrainingConfig
 from dteframe.records import Completion, CreditedGroup, Group, Sampling
 from dteframe.reports import UpdateReport
@@ -316,3 +316,30 @@ def test_an_adapter_learns_as_that_of_trl(model_folder: Path, tmp_path: Path, be
     assert max(float(found.abs().max()) for found in theirs.last_gradient().values()) > 1e-3
     assert_same(ours.last_gradient(), theirs.last_gradient())
     assert_same(trainable(our_policy.module), trainable(their_policy.module))
+
+
+def test_the_mask_of_stale_negatives_is_that_of_trl() -> None:
+    from trl import GRPOTrainer
+
+    generator = torch.Generator().manual_seed(1)
+    behaviour, present = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    lengths = torch.tensor([5, 1, 3, 4, 2, 5])
+    mask = (torch.arange(5) < lengths[:, None]).float()
+    advantages = torch.tensor([-1.0, -0.5, 0.5, -2.0, 0.0, -1.0])[:, None]
+    theirs = GRPOTrainer.get_off_policy_mask(advantages, present, behaviour, mask, off_policy_threshold=0.1)
+    is_token = mask.bool()
+    inputs = LossInputs(
+        logprobs=present[is_token],
+        proximal_logprobs=present[is_token],
+        behaviour_logprobs=behaviour[is_token],
+        reference_logprobs=None,
+        advantages=advantages.expand(6, 5)[is_token],
+        rollout_index=torch.arange(6).repeat_interleave(lengths),
+        is_replayed=is_token[is_token],
+        num_rollouts=6,
+        num_tokens=20,
+        max_completion_length=5,
+    )
+    ours = is_stale_negative(inputs, 0.1)
+    assert (~ours).float().tolist() == theirs.expand(6, 5)[is_token].tolist()
+    assert 0 < ours.sum() < 20
