@@ -42,6 +42,7 @@ training:
   selection_interval: 2
   fresh_fraction: 0.5
   micro_batch_tokens: 32768
+  reward_workers: 0
   device: cpu
 model: {{type: pretrained, path: {folder}/model}}
 dataset: {{type: files, path: {folder}/questions.jsonl, chat: false}}

@@ -41,6 +41,7 @@ training:
   checkpoint_every: 0
   selection_interval: 1
   micro_batch_tokens: 32768
+  reward_workers: 0
   device: cpu
 model: {{type: pretrained, path: {folder}/model}}
 dataset: {{type: files, path: {folder}/questions.jsonl, chat: false}}
