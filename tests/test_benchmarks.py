@@ -54,3 +54,14 @@ def test_the_rise_of_an_update_is_its_peak_above_what_was_held():
     peaks.step_ended(1, is_last=False)
     assert peaks.rises[0] == pytest.approx(128 * 2**20, rel=0.1)
     assert status_bytes("VmHWM") > len(held)
+
+
+def test_every_estimator_is_ready_to_predict_in_the_benchmark_of_predictions(tmp_path):
+    from prediction import BATCHES, ESTIMATORS, ready
+
+    from dteframe import Context
+
+    context = Context(tmp_path, tmp_path, "cpu", 0, lambda *_: None, lambda _: None)
+    for config in ESTIMATORS.values():
+        estimate = ready(config, 600, 4, context).predict(BATCHES)
+        assert len(estimate.question_ids) == 600 and estimate.evidence.any()

@@ -30,7 +30,7 @@ SAME_EMBEDDING_COSINE = 0.99
 """Below this a question's embedding is not the one of the checkpoint: rounding on another device is above."""
 TRAINING_HALF_LIFE = 50.0
 """Of ``reference_half_life: null`` with ``references: training``, in steps."""
-MAX_REMEMBERED = 1024
+MAX_REMEMBERED = 512
 """Rolled-out references of earlier plans that are looked at at most: each is compared with each."""
 
 
