@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import dteframe
+from dteframe.cli.adapters import fit, transfer
 from dteframe.cli.estimator import evaluate
 from dteframe.cli.plugins import check, list_all_plugins, new
 from dteframe.cli.recipes import plan, schema, validate
@@ -32,8 +33,10 @@ app.command()(schema)
 app.command()(check)
 app.command()(new)
 
-estimator_app = typer.Typer(help="Judge estimators on traces.", no_args_is_help=True)
+estimator_app = typer.Typer(help="Judge estimators on traces, and fit adapters.", no_args_is_help=True)
 estimator_app.command()(evaluate)
+estimator_app.command()(fit)
+estimator_app.command()(transfer)
 app.add_typer(estimator_app, name="estimator")
 
 

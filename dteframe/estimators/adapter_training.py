@@ -87,6 +87,8 @@ class AdapterTraining:
     """Of Adam; rises over min(100, a tenth of the) steps, then falls to 0, both in a line."""
     weight_decay: float = 0.01
     """Of AdamW, per step and unit of learning rate; the head is not spared."""
+    batches_per_epoch: int = 64
+    """At most, drawn anew for each epoch, so that many policies or questions cost no more."""
     reference_size: int = 128
     """Reference questions drawn for each batch; fewer where a policy has fewer questions."""
     seed: int = 1
@@ -282,7 +284,8 @@ class _Batches:
             batches += [
                 (policy, part) for part in np.array_split(own, -(-len(own) // self._training.batch_size))
             ]
-        return [batches[place] for place in rng.permutation(len(batches))]
+        drawn = rng.permutation(len(batches))[: self._training.batches_per_epoch]
+        return [batches[place] for place in drawn]
 
     def draw(
         self,

@@ -16,8 +16,8 @@ from dteframe.estimators.references import ReferenceSet
 
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Strengths of the ridge penalty that are tried; rows have a mean square length of 1 per embedder."""
-GAINS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Factors of one embedder's columns that are tried where there are several."""
+GAINS = (0.25, 0.5, 2.0, 4.0)
+"""Factors of one embedder's columns that are tried beside 1 where there are several."""
 HALF_TRUSTED = 8.0
 """Rollouts at which the chance in a rate weighs as much as what else tells policies and questions apart."""
 SLOPE_DEVIATION = 0.5
@@ -84,17 +84,22 @@ def fit_easiness(
     spread = np.where(deviation > 1e-9, deviation, np.inf) * np.sqrt(np.asarray(widths))[parts]
     rows = np.asarray((embeddings - centre) / spread, np.float32)
     search = _Search(rows, targets, weights, folds)
-    gains, (loss, penalty, left_out) = np.ones(len(widths)), search.best(np.ones(len(parts)))
+    gains, (loss, penalty, left_out) = np.ones(len(widths)), search.best(np.ones(len(parts)), PENALTIES)
     for part in range(1, len(widths)):
         for gain in GAINS:
             tried = np.where(np.arange(len(widths)) == part, gain, gains)
-            found = search.best(tried[parts])
+            found = search.best(tried[parts], [penalty])
             if found[0] < loss:
                 gains, (loss, penalty, left_out) = tried, found
+    if len(widths) > 1:
+        loss, penalty, left_out = search.best(gains[parts], PENALTIES)
     direction = search.solution(gains[parts], penalty)
     _, scale = fit_policies(left_out, successes, trials)
     return FittedEasiness(
-        Easiness(centre, spread / gains[parts], scale * direction), scale * left_out, penalty, tuple(gains)
+        Easiness(centre, spread / gains[parts], scale * direction),
+        scale * left_out,
+        penalty,
+        tuple(gains.tolist()),
     )
 
 
@@ -133,10 +138,12 @@ class _Search:
         self._products = np.sum([products for _, products, _ in self._moments], axis=0)
         self._moment = np.sum([moment for _, _, moment in self._moments], axis=0)
 
-    def best(self, gains: Float[np.ndarray, "width"]) -> tuple[float, float, Float[np.ndarray, "questions"]]:
+    def best(
+        self, gains: Float[np.ndarray, "width"], penalties: Sequence[float]
+    ) -> tuple[float, float, Float[np.ndarray, "questions"]]:
         """Give the least loss, its penalty and the predictions of the questions left out."""
         found = []
-        for penalty in PENALTIES:
+        for penalty in penalties:
             predicted = np.empty(len(self._targets))
             for fold, products, moment in self._moments:
                 inside = self._folds == fold
