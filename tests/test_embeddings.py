@@ -27,6 +27,7 @@ from dteframe.estimators.embeddings import (
 )
 from dteframe.estimators.ngrams import ngram_embeddings
 from dteframe.estimators.scratch import scratch_matrix
+from dteframe.estimators.text_length import readable_length, warn_of_long_texts
 from dteframe.testing.tiny import tiny_policy
 
 torch = pytest.importorskip("torch")
@@ -175,8 +176,39 @@ def test_the_length_limit_is_part_of_the_name_and_cuts_are_told_once(context, mo
     found = embed(TEXTS, embedder_of(short, no_policy, context), context)
     np.testing.assert_allclose(found[0], found[3], atol=1e-6)  # "one two" is cut to "one"
     assert messages == [
-        "embeddings: 3 of 4 texts are longer than 3 tokens and are cut; embeddings.max_length sets the limit"
+        "embeddings: 3 of 4 texts are longer than 3 tokens and are cut; embeddings.max_length sets the "
+        "limit, up to what the model takes"
     ]
+
+
+def test_a_model_is_given_no_more_than_it_has_positions_for(model_folder):
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    module = RobertaModel(RobertaConfig(vocab_size=64, max_position_embeddings=12, pad_token_id=1, **sizes))
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    limit = readable_length(module, tokenizer, 512)
+    assert limit == 10  # positions 2 to 11
+    assert module(torch.full((1, limit), 5)).last_hidden_state.shape == (1, 10, 8)
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        module(torch.full((1, limit + 1), 5))
+    tokenizer.model_max_length = 7
+    assert readable_length(module, tokenizer, 512) == 7
+    assert readable_length(module, tokenizer, 4) == 4
+
+
+def test_texts_beyond_what_a_sentence_model_was_made_for_are_told(context, tmp_path, messages):
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 3}')
+    warn_of_long_texts([2, 3, 4, 5], 4, tmp_path, context)
+    assert messages == [
+        "embeddings: 1 of 4 texts are longer than 4 tokens and are cut; embeddings.max_length sets the "
+        "limit, up to what the model takes",
+        f"embeddings: 2 of 4 texts are longer than the 3 tokens that {tmp_path.name} was made for, and are "
+        "read on up to 4; embeddings.max_length: 3 cuts them there",
+    ]
+    messages.clear()
+    warn_of_long_texts([2, 3, 4], 3, tmp_path, context)
+    assert len(messages) == 1  # cut there anyway
 
 
 def test_the_policys_embeddings_are_never_cached(context):

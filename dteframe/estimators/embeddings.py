@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field
 from dteframe import Context, DataError, PluginConfig, TextEncoder
 from dteframe.estimators.ngrams import ngram_embeddings
 from dteframe.estimators.scratch import scratch_matrix
+from dteframe.estimators.text_length import readable_length, warn_of_long_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -433,18 +434,12 @@ def load_encoder(
     if isinstance(config, LanguageModelEmbeddings) and config.layer is not None:
         keep_layers(module, config.layer, folder)
     module = module.eval().to(context.device)
-    limit = min(config.max_length, getattr(module.config, "max_position_embeddings", config.max_length))
-
+    limit = readable_length(module, tokenizer, config.max_length)
     lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
     if 0 in lengths:
         text = texts[lengths.index(0)]
         raise ValueError(f"{folder}: the tokenizer gives no token for {text!r}; leave the question out")
-    num_cut = sum(length > limit for length in lengths)
-    if num_cut:
-        context.warn(
-            f"embeddings: {num_cut} of {len(texts)} texts are longer than {limit} tokens and are cut; "
-            "embeddings.max_length sets the limit"
-        )
+    warn_of_long_texts(lengths, limit, folder, context)
 
     def encode(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
         inputs = tokenizer(
