@@ -114,14 +114,20 @@ def test_negative_evidence_is_refused():
 
 
 def test_replaying_a_question_that_is_trained_fresh_is_refused():
-    assert message_of(lambda: calls.draw(Says([group("a")]), 1, 0, frozenset({"a"}), RNG)) == (
+    assert message_of(lambda: calls.draw(Says([group("a")]), 1, 0, frozenset({"a"}), RNG, POOL)) == (
         "selector 'mine' draw() gave question 'a', which is trained fresh in this step"
     )
 
 
 def test_drawing_more_than_asked_is_refused():
-    assert message_of(lambda: calls.draw(Says([group("a"), group("b")]), 1, 0, frozenset(), RNG)) == (
+    assert message_of(lambda: calls.draw(Says([group("a"), group("b")]), 1, 0, frozenset(), RNG, POOL)) == (
         "selector 'mine' draw() gave 2 groups where at most 1 were asked for"
+    )
+
+
+def test_replaying_a_question_that_nobody_knows_is_refused():
+    assert message_of(lambda: calls.draw(Says([group("elsewhere")]), 1, 0, frozenset(), RNG, POOL)) == (
+        "selector 'mine' draw() gave question 'elsewhere', which is not in the pool"
     )
 
 
@@ -169,7 +175,7 @@ def test_what_a_plugin_raises_passes_with_a_note_that_names_it():
             "select() gave a list where a Selection is wanted",
         ),
         (
-            lambda: calls.draw(Says(["a"]), 1, 0, frozenset(), RNG),
+            lambda: calls.draw(Says(["a"]), 1, 0, frozenset(), RNG, POOL),
             "draw() gave a str where a Group is wanted",
         ),
         (lambda: calls.load(Says([QUESTION])), "load() gave a list where a Questions is wanted"),

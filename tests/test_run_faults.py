@@ -121,6 +121,48 @@ def test_lost_rows_are_noticed(tmp_path):
         run_tiny(tmp_path, resume=True)
 
 
+COUNTS = """
+from typing import Literal, final
+from dteframe import Selection, Selector, SelectorConfig, hookimpl
+
+class CountsConfig(SelectorConfig):
+    type: Literal["counts"] = "counts"
+
+@final
+class Counts(Selector):
+    \"\"\"Keeps a count.\"\"\"
+
+    config: CountsConfig
+
+    def select(self, estimate, count, rng):
+        return Selection(estimate.question_ids[:count])
+
+    def state_dict(self):
+        return {"old_name": 1}
+
+    def load_state_dict(self, state):
+        self.count = state["KEY"]
+
+@hookimpl
+def dteframe_components():
+    return [Counts]
+"""
+
+
+def test_a_plugin_that_no_longer_takes_its_state_back_is_named(tmp_path):
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "counts.py").write_text(COUNTS.replace("KEY", "old_name"))
+    run_tiny(tmp_path, "selector={type: counts}", "training.max_steps=2", plugins=plugins)
+    (plugins / "counts.py").write_text(COUNTS.replace("KEY", "new_name"))
+    with pytest.raises(ResumeError) as caught:
+        run_tiny(tmp_path, "selector={type: counts}", resume=True, plugins=plugins)
+    assert str(caught.value).endswith(
+        "counts.py: selector 'counts': does not take back its state (KeyError: 'new_name'); resume with the "
+        "code that wrote the checkpoint, or give another name=... to start afresh"
+    )
+
+
 # Branching off
 
 

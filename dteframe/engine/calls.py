@@ -146,7 +146,12 @@ def num_ready(replay: Replay, policy_version: int) -> int:
 
 
 def draw(
-    replay: Replay, count: int, policy_version: int, excluded: frozenset[str], rng: np.random.Generator
+    replay: Replay,
+    count: int,
+    policy_version: int,
+    excluded: frozenset[str],
+    rng: np.random.Generator,
+    known: Container[str],
 ) -> tuple[Group, ...]:
     """Ask for earlier groups."""
     with running(replay):
@@ -163,6 +168,9 @@ def draw(
         raise _broken(replay, f"draw() gave question {twice!r} twice; its groups are of distinct questions")
     if clash := sorted(excluded.intersection(ids)):
         raise _broken(replay, f"draw() gave question {clash[0]!r}, which is trained fresh in this step")
+    unknown = next((name for name in ids if name not in known), None)
+    if unknown is not None:
+        raise _broken(replay, f"draw() gave question {unknown!r}, which is not in the pool")
     return groups
 
 

@@ -80,7 +80,7 @@ def _draw(
         num_ready = calls.num_ready(replay, version)
         excluded = frozenset(fresh_ids) | {group.question_id for group in plan.reused}
         rng = setup.streams(step, "replay")
-        groups = calls.draw(replay, count, version, excluded, rng) if count else ()
+        groups = calls.draw(replay, count, version, excluded, rng, setup.pool.train) if count else ()
     if groups:
         tell(setup, step, groups, is_replayed=True)
     staleness = [version - group.policy_version for group in groups]
