@@ -94,9 +94,11 @@ def read_table(path: Path) -> Mapping[str, Sequence[Any]]:
     try:
         is_json = path.suffix in (".jsonl", ".json")
         table = pyarrow.json.read_json(path) if is_json else pyarrow.parquet.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        columns: Mapping[str, Sequence[Any]] = table.to_pydict()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: neither parquet nor JSON lines ({error})") from error
-    columns: Mapping[str, Sequence[Any]] = table.to_pydict()
+    if len(columns) < table.num_columns:
+        raise DataError(f"{path}: has two columns of one name ({', '.join(table.column_names)}); rename one")
     return columns
 
 

@@ -199,7 +199,9 @@ def read_table(path: Path, config: FilesConfig) -> Table:
             f"{path}: is not UTF-8 text (byte {error.object[error.start]:#04x} at position {error.start}); "
             "save it as UTF-8"
         ) from error
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors.
+    except RecursionError as error:
+        raise DataError(f"{path}: is nested too deeply to be read; give a list of objects") from error
+    except (OSError, ValueError, OverflowError) as error:  # pyarrow's errors are ValueErrors.
         raise DataError(f"{path}: cannot be read as {path.suffix.lower()}: {error}") from error
 
 

@@ -195,6 +195,7 @@ def load_adapter(path: Path) -> Adapter:
     Raises:
         DataError: there is no such file, or it is not an adapter; names the file.
     """
+    import torch
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -202,18 +203,30 @@ def load_adapter(path: Path) -> Adapter:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+    except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: not a safetensors file ({error})") from error
     if "dteframe_adapter" not in metadata:
         raise DataError(
             f"{path}: the file's metadata has no 'dteframe_adapter'; give a file that save_adapter wrote"
         )
     try:
-        adapter = build_adapter(AdapterShape(**json.loads(metadata["dteframe_adapter"])))
+        shape = AdapterShape(**json.loads(metadata["dteframe_adapter"]))
+        if not 1 <= shape.num_layers <= len(tensors):
+            raise ValueError(f"{shape.num_layers!r} layers in {len(tensors)} tensors")
+        with torch.device("meta"):  # Sizes that somebody wrote into the metadata take no memory.
+            adapter = build_adapter(shape)
         easiness = Easiness(*(tensors.pop(f"easiness.{field.name}").numpy() for field in fields(Easiness)))
-        adapter.modules.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        for name, values in asdict(easiness).items():
+            if values.shape != (shape.width,):
+                raise ValueError(f"easiness.{name} has shape {values.shape}, embeddings {shape.width} numbers")
+        adapter.modules.load_state_dict(tensors, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise DataError(f"{path}: weights and metadata of the adapter do not fit ({error})") from error
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken or not all(np.isfinite(values).all() for values in asdict(easiness).values()):
+        raise DataError(
+            f"{path}: {(broken or ['easiness'])[0]!r} holds numbers that are not finite; fit it again"
+        )
     adapter.modules.eval()
     return Adapter(adapter.shape, adapter.modules, easiness)

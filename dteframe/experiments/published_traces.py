@@ -40,9 +40,12 @@ def read_any_trace(path: Path) -> Trace:
 
 
 def _rows_of_visits(table: Mapping[str, Sequence[Any]], where: str) -> Mapping[str, Sequence[Any]]:
+    _require_question(table, where)
     extra = [name for name in table if name not in ("question", "acc_by_visit", "n_visits", "index")]
     rows: dict[str, list[Any]] = _empty(*extra)
     for row, (text, rates) in enumerate(zip(table["question"], table["acc_by_visit"], strict=True)):
+        if not isinstance(rates, list):
+            raise DataError(f"{where}: row {row} has acc_by_visit {rates!r}; must be a list of success rates")
         for visit, rate in enumerate(rates):
             version = visit * STEPS_OF_VISITS // len(rates)
             _add(rows, row, text, version, _count(rate, ROLLOUTS_PER_VISIT, row, where), ROLLOUTS_PER_VISIT)
@@ -52,14 +55,18 @@ def _rows_of_visits(table: Mapping[str, Sequence[Any]], where: str) -> Mapping[s
 
 
 def _rows_of_solve_rates(table: Mapping[str, Sequence[Any]], where: str) -> Mapping[str, Sequence[Any]]:
+    _require_question(table, where)
     rows = _empty()
     columns = zip(table["question"], table["solve_rate"], table["n_rollouts"], strict=True)
     for row, (text, rate, trials) in enumerate(columns):
+        if not isinstance(trials, int):
+            raise DataError(f"{where}: row {row} has n_rollouts {trials!r}; must be a whole number")
         _add(rows, row, text, 0, _count(rate, trials, row, where), trials)
     return rows
 
 
 def _rows_of_models(table: Mapping[str, Sequence[Any]], where: str) -> Mapping[str, Sequence[Any]]:
+    _require_question(table, where)
     rows: dict[str, list[Any]] = _empty("policy")
     for model in (name for name in table if name not in NOT_ANSWERS):
         for row, verdict in enumerate(table[model]):
@@ -68,6 +75,11 @@ def _rows_of_models(table: Mapping[str, Sequence[Any]], where: str) -> Mapping[s
             _add(rows, row, table["question"][row], 0, _count(verdict, 1, row, where), 1)
             rows["policy"].append(model)
     return rows
+
+
+def _require_question(table: Mapping[str, Sequence[Any]], where: str) -> None:
+    if "question" not in table:
+        raise DataError(f"{where}: lacks the column 'question' of a published table; has {', '.join(table)}")
 
 
 def _empty(*extra: str) -> dict[str, list[Any]]:
@@ -82,6 +94,6 @@ def _add(rows: dict[str, list[Any]], row: int, text: str, version: int, successe
 
 def _count(rate: Any, trials: int, row: int, where: str) -> int:
     """Turn a rate back into a number of successes; means of several measurements are rounded."""
-    if rate is None or not 0 <= rate <= 1:
+    if not isinstance(rate, int | float) or not 0 <= rate <= 1:
         raise DataError(f"{where}: row {row} has the success rate {rate!r}; success rates lie in [0, 1]")
     return round(float(rate) * trials)

@@ -18,7 +18,7 @@ KeyPath: TypeAlias = "tuple[str | int, ...]"
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 40
-MAX_VALUES = 50_000
+MAX_VALUES = 20_000
 """Values after aliases are written out: more is an accident, or a bomb."""
 
 SCALARS = {
@@ -72,6 +72,8 @@ def read_document(data: bytes | str) -> Document:
     except _Unreadable as error:
         document.problems.append((error.mark, (), error.what))
         document.is_readable = False
+        document.keys.clear()
+        document.values.clear()
     return document
 
 
