@@ -19,6 +19,8 @@ LOGITS_OF_A_CHUNK = 2**26
 buffers of 256 MiB; a single token's always do. Larger chunks are no faster (2**23 to 2**27 on a CPU)."""
 COLUMNS_OF_A_ROOM = 128
 """Tokens for which the ``transformers`` rollout makes room in its cache at a time."""
+MIN_SAVING = 0.05
+"""Rows with a line each take the fewest operations: they are preferred to sharing that would save less."""
 ADAM_MOMENTS = 2
 """AdamW keeps a mean of gradients and of squared gradients for every parameter."""
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from dteframe.contracts import LoraOptions, RolloutConfig
 from dteframe.memory import (
     GIB,
     LINEAR_LAYERS,
+    MIN_SAVING,
     MemoryPlan,
     MemorySettings,
     StageMemory,
@@ -21,6 +23,7 @@ from dteframe.memory import (
     optimizer_step_bytes,
     resident_bytes,
     sampling_weights_bytes,
+    shared_prompt_tokens,
     unmoved_gradient_bytes,
     with_adapter,
 )
@@ -55,15 +58,15 @@ def memory_plan(
         sizes = with_lora(sizes, recipe.model.lora)
     device = device or recipe.training.device
     settings = _settings(recipe, num_processes, device)
-    rows, row_length, is_only = _longest_micro_batch(recipe, num_processes)
-    completion_tokens = rows * recipe.rollout.max_completion_length
+    batch = _longest_micro_batch(recipe, sizes, num_processes)
+    completion_tokens = batch.num_rows * recipe.rollout.max_completion_length
     sampling = recipe.rollout.memory(sizes, recipe.arithmetic(), num_processes, device_bytes)
     held = resident_bytes(sizes, settings)
     kept = {**held, "the rollout's": sampling.while_updating if sampling else 0}
     gathered = gathered_bytes(sizes, settings)
     gradients = gradient_bytes(sizes, settings)
     activations = activation_bytes(
-        sizes, rows * row_length, gradient_checkpointing=settings.gradient_checkpointing
+        sizes, batch.num_tokens, gradient_checkpointing=settings.gradient_checkpointing
     )
     is_fused = recipe.training.optim.endswith("_fused")
     moment = optimizer_step_bytes(sizes, settings, is_fused=is_fused, device=device)
@@ -73,8 +76,8 @@ def memory_plan(
             {
                 **kept,
                 "gathered blocks": gathered,
-                "gradients": 0 if is_only else gradients,
-                "activations": activations + backward_bytes(sizes, rows * row_length),
+                "gradients": 0 if batch.is_only else gradients,
+                "activations": activations + backward_bytes(sizes, batch.num_tokens),
                 "logits": head_bytes(sizes, completion_tokens),
             },
         ),
@@ -95,8 +98,8 @@ def memory_plan(
         num_processes=num_processes,
         num_parameters=sizes.num_parameters + sizes.num_adapter_parameters,
         num_trained=sizes.num_trained,
-        micro_batch_rows=rows,
-        micro_batch_row_length=row_length,
+        micro_batch_rows=batch.num_rows,
+        micro_batch_row_length=batch.row_length,
         stages=tuple(stages),
         peak_stage=peak.name,
         peak_bytes=peak.total_bytes,
@@ -155,17 +158,44 @@ def with_lora(sizes: ModelSizes, options: LoraOptions) -> ModelSizes:
     return with_adapter(sizes, options.r, targets)
 
 
-def _longest_micro_batch(recipe: Recipe, num_processes: int) -> tuple[int, int, bool]:
-    """Give rows and row length of a micro-batch of the longest rollouts, and whether it is a whole minibatch.
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    """A micro-batch of the longest rollouts."""
 
-    ``engine.pack.split`` makes it.
+    num_rows: int
+    row_length: int
+    num_tokens: int
+    """Tokens of rows of their own that take as much memory."""
+    is_only: bool
+    """Whether it is a whole minibatch."""
+
+
+def _longest_micro_batch(recipe: Recipe, sizes: ModelSizes, num_processes: int) -> _MicroBatch:
+    """Reckon what ``engine.micro_batches.split`` makes of the longest rollouts.
+
+    Where prompts are shared, it holds whole groups, and as much of one more as fits.
     """
-    training = recipe.training
-    length = training.max_prompt_length + recipe.rollout.max_completion_length
+    training, completion_length = recipe.training, recipe.rollout.max_completion_length
+    length = training.max_prompt_length + completion_length
     groups = -(-training.questions_per_step // recipe.objective.num_minibatches)
-    in_a_minibatch = -(-groups * training.num_generations // num_processes)
-    rows = max(1, min(training.micro_batch_tokens // length, in_a_minibatch))
-    return rows, length, rows == in_a_minibatch
+    num_rows = -(-groups * training.num_generations // num_processes)
+    num_repeated = (training.num_generations - 1) * training.max_prompt_length
+    if sizes.shares_prompts and num_repeated >= MIN_SAVING * training.num_generations * length:
+        of_prompt, of_completion = shared_prompt_tokens(
+            sizes,
+            training.max_prompt_length,
+            completion_length,
+            gradient_checkpointing=training.gradient_checkpointing,
+        )
+        of_group = of_prompt + training.num_generations * of_completion
+        whole, left = divmod(training.micro_batch_tokens, of_group)
+        of_a_part = max(0, int((left - of_prompt) / of_completion))
+        rows = max(1, min(int(whole) * training.num_generations + of_a_part, num_rows))
+        num_prompts = -(-rows // training.num_generations)
+        tokens = max(length, int(num_prompts * of_prompt + rows * of_completion))
+        return _MicroBatch(rows, length, tokens, rows == num_rows)
+    rows = max(1, min(training.micro_batch_tokens // length, num_rows))
+    return _MicroBatch(rows, length, rows * length, rows == num_rows)
 
 
 def _knobs(plan: MemoryPlan, recipe: Recipe) -> str:

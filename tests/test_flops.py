@@ -82,7 +82,7 @@ def test_loaded_sizes_are_those_of_the_module():
     policy = tiny_policy(num_key_value_heads=1)
     sizes = loaded_sizes(policy.module)
     number = sum(item.numel() for item in policy.module.parameters())
-    assert sizes == ModelSizes(number, 4, 2, 32, 88, 2, 1, 16, 99, ties_embeddings=True)
+    assert sizes == ModelSizes(number, 4, 2, 32, 88, 2, 1, 16, 99, ties_embeddings=True, shares_prompts=True)
     for parameter in policy.module.model.layers.parameters():
         parameter.requires_grad_(False)
     trained = 99 * 32 + 32

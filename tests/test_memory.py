@@ -29,6 +29,7 @@ from dteframe.memory import (
     optimizer_step_bytes,
     resident_bytes,
     sampling_bytes,
+    shared_prompt_tokens,
     unmoved_gradient_bytes,
     with_adapter,
 )
@@ -291,6 +292,12 @@ def test_the_cache_has_room_for_whole_blocks_of_tokens():
         ("update",),
         ("update", "model.dtype=bfloat16", "training.gradient_checkpointing=true", "model.num_layers=12"),
         ("update", "model.hidden_size=512", "training.micro_batch_tokens=512", "training.num_generations=2"),
+        (
+            "update",
+            "training.max_prompt_length=256",
+            "training.num_generations=8",
+            "training.micro_batch_tokens=4096",
+        ),
         ("sampling", "training.questions_per_step=32"),
     ],
     ids=" ".join,
@@ -330,7 +337,10 @@ def test_a_folder_tells_its_sizes_without_loading_weights(model_folder):
         head_size=8,
         vocabulary_size=99,
         ties_embeddings=True,
+        shares_prompts=True,
     )
+    eager = PretrainedConfig(path=str(model_folder), attn_implementation="eager").sizes()
+    assert eager is not None and not eager.shares_prompts
 
 
 def test_what_is_not_at_hand_has_no_sizes(tmp_path, monkeypatch):
@@ -378,12 +388,43 @@ def recipe():
 
 
 def test_the_longest_micro_batch_is_bounded_by_tokens_and_by_the_minibatch(recipe):
-    of_tokens = recipe("training.micro_batch_tokens=6000")
+    of_tokens = recipe("training.micro_batch_tokens=6000", "model.attn_implementation=eager")
     plan = memory_plan(of_tokens, of_tokens.model.sizes())
     assert (plan.micro_batch_rows, plan.micro_batch_row_length) == (6000 // 560, 512 + 48)
     of_rows = recipe("training.micro_batch_tokens=1000000", "objective.num_minibatches=8")
     assert memory_plan(of_rows, of_rows.model.sizes()).micro_batch_rows == 4 * 8
     assert memory_plan(of_rows, of_rows.model.sizes(), num_processes=3).micro_batch_rows == 11
+
+
+def test_a_micro_batch_of_shared_prompts_holds_whole_groups_and_as_much_of_one_more_as_fits(recipe):
+    # 512 tokens of a prompt, 48 of a completion, 8 completions a group.
+    def rows(tokens):
+        chosen = recipe(f"training.micro_batch_tokens={tokens}")
+        return memory_plan(chosen, chosen.model.sizes()).micro_batch_rows
+
+    sizes = recipe().model.sizes()
+    of_prompt, of_completion = shared_prompt_tokens(sizes, 512, 48, gradient_checkpointing=False)
+    of_two_groups = 2 * (of_prompt + 8 * of_completion)
+    assert rows(int(of_two_groups) + 1) == 16
+    assert rows(int(of_two_groups)) == 15
+    assert rows(int(of_two_groups + of_prompt + 3 * of_completion) + 1) == 19
+    assert rows(int(of_two_groups + of_prompt)) == 16
+    assert rows(1) == 1
+
+
+def test_shared_prompts_repeat_keys_and_short_ones_queries_too():
+    # Two layers, 2 bytes a number.
+    of_its_own = activation_bytes(SMALL, 1, gradient_checkpointing=False)
+    queries, keys = SMALL.query_size, SMALL.key_value_size
+    in_attention = of_its_own + 2 * queries * 2
+    asked_for = 2 * SMALL.hidden_size * 2
+    long = shared_prompt_tokens(SMALL, 10, 3, gradient_checkpointing=False)
+    repeated = 10 * 2 * (2 * keys * 2)
+    assert long[0] * of_its_own == pytest.approx(10 * in_attention)
+    assert long[1] * of_its_own == pytest.approx(3 * (in_attention + asked_for) + repeated)
+    short = shared_prompt_tokens(SMALL, 3, 10, gradient_checkpointing=False)
+    repeated = 3 * 2 * (2 * keys * 2 + 2 * queries * 2 + 4 * SMALL.num_heads)
+    assert short[1] * of_its_own == pytest.approx(10 * (in_attention + asked_for) + repeated)
 
 
 def test_gradients_lie_beside_activations_only_if_a_minibatch_has_several_micro_batches(recipe):

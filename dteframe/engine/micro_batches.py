@@ -14,11 +14,8 @@ from typing import TypeAlias
 from dteframe.engine.pack import Row, balanced
 from dteframe.engine.tiles import PAIRS_OF_A_CALL, Place, alone, by_group, end_to_end, tiles_of
 from dteframe.flops import pairs_per_token
-from dteframe.memory import shared_prompt_tokens
+from dteframe.memory import MIN_SAVING, shared_prompt_tokens
 from dteframe.records import ModelSizes
-
-MIN_SAVING = 0.05
-"""Rows with a line each take the fewest operations: they are preferred to sharing that would save less."""
 
 
 @dataclass(frozen=True, slots=True)

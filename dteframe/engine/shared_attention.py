@@ -18,11 +18,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dteframe.engine.tiles import Place, Tile, tiles_of
+from dteframe.models.stored_sizes import sees_all_before
 
 NAME = "dteframe_shared_prompts"
 """What the attention is called in a module's configuration, while it is loaded; it is not saved."""
-PLAIN_DECODERS = frozenset({"llama", "qwen2", "qwen3"})
-"""Model types whose attention sees all that stands before, and whose positions are what they are told."""
 MASK_ALIGNMENT = 16
 """A GPU's attention copies a mask, in every layer, unless its rows are so many numbers apart or multiples."""
 NO_MASK = torch.empty(1, 1, 0, 0)
@@ -85,13 +84,7 @@ class SharedPrompts:
 def takes_shared_prompts(module: PreTrainedModel) -> bool:
     """Whether rows that are laid end to end, kept apart by attention, are computed as they are alone."""
     config = module.config
-    layers = getattr(config, "layer_types", None) or ()
-    return (
-        config.model_type in PLAIN_DECODERS
-        and config._attn_implementation in ("sdpa", NAME)
-        and getattr(config, "sliding_window", None) is None
-        and all(layer == "full_attention" for layer in layers)
-    )
+    return config._attn_implementation in ("sdpa", NAME) and sees_all_before(config.to_dict())
 
 
 def let_share_prompts(module: PreTrainedModel) -> None:

@@ -89,6 +89,7 @@ class FromScratchConfig(ModelConfig):
             vocabulary_size=vocabulary_size,
             ties_embeddings=made.tie_word_embeddings,
             assumption=f"a vocabulary of {vocabulary_size} characters; the questions may bring more",
+            shares_prompts=self.attn_implementation == "sdpa",
         )
         counted = decoder_parameters(sizes, has_attention_bias=self.architecture == "qwen2")
         return replace(sizes, num_parameters=counted)

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, final
@@ -68,6 +69,12 @@ class PretrainedConfig(ModelConfig):
 
     def sizes(self) -> ModelSizes | None:
         """Read the sizes of a local model, or of one that was downloaded before."""
+        found = self._stored_sizes()
+        if found is None or self.attn_implementation == "sdpa":
+            return found
+        return replace(found, shares_prompts=False)
+
+    def _stored_sizes(self) -> ModelSizes | None:
         width = DTYPE_BYTES[self.dtype]
         folder = Path(self.path).expanduser()
         if self.path.startswith(PACKAGE_PREFIX):

@@ -16,6 +16,8 @@ SAFETENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json"
 HEAD, GGUF_HEAD, GGUF_EMBEDDINGS = "lm_head.weight", "output.weight", "token_embd.weight"
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of models whose tokens go through some of the parameters only: the arithmetic is not theirs."""
+PLAIN_DECODERS = frozenset({"llama", "qwen2", "qwen3"})
+"""Model types whose attention sees all that stands before, and whose positions are what they are told."""
 
 
 def sizes_in_folder(folder: Path, parameter_bytes: int) -> ModelSizes | None:
@@ -101,6 +103,18 @@ def sizes_of_config(
         head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
         vocabulary_size=config["vocab_size"],
         ties_embeddings=ties_embeddings,
+        shares_prompts=sees_all_before(config),
+    )
+
+
+def sees_all_before(config: Mapping[str, Any]) -> bool:
+    """Whether attention sees all that it is told to: it can then keep rows apart that are laid end to end."""
+    has_window = config.get("use_sliding_window", True) and config.get("sliding_window") is not None
+    layers = config.get("layer_types") or ()
+    return (
+        config.get("model_type") in PLAIN_DECODERS
+        and not has_window
+        and all(layer == "full_attention" for layer in layers)
     )
 
 
