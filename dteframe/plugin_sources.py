@@ -78,14 +78,16 @@ Source = Callable[[], tuple[object, Origin]]
 """Imports one plugin when it is called, and says where it is from; raises PluginError."""
 
 
-def plugin_sources(plugin_paths: Sequence[Path] | None, near: Path | None) -> list[Source]:
+def plugin_sources(
+    plugin_paths: Sequence[Path] | None, near: Path | None, built_in: Sequence[str] = BUILT_IN
+) -> list[Source]:
     """Find all plugins, in the order in which they are to be loaded, without importing any."""
     files = _listed_plugins(plugin_paths) if plugin_paths is not None else _nearest_plugins(near)
     entry_points = sorted(
         importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda one: (one.name, one.value)
     )
     return [
-        *(_BuiltInSource(name) for name in BUILT_IN),
+        *(_BuiltInSource(name) for name in built_in),
         *(_EntryPointSource(item) for item in entry_points),
         *(_LocalSource(file) for file in files),
     ]

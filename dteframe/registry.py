@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from dteframe import hookspecs
 from dteframe.contracts import KINDS, Component, PluginConfig
 from dteframe.errors import PluginError
-from dteframe.plugin_sources import Origin, one_line, plugin_sources, said, shown
+from dteframe.plugin_sources import BUILT_IN, Origin, one_line, plugin_sources, said, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,11 @@ class Registry:
         return self._plugins[kind]
 
 
-def load_registry(plugin_paths: Sequence[Path] | None = None, near: Path | None = None) -> Registry:
+def load_registry(
+    plugin_paths: Sequence[Path] | None = None,
+    near: Path | None = None,
+    built_in: Sequence[str] = BUILT_IN,
+) -> Registry:
     """Load all plugins: the built-in ones, those of installed packages, then local files, each sorted.
 
     Files whose name begins with ``_``, ``.`` or ``test_``, and ``conftest.py``, are no plugins.
@@ -90,6 +94,7 @@ def load_registry(plugin_paths: Sequence[Path] | None = None, near: Path | None 
         plugin_paths: files, packages or folders of them, instead of the search for a ``plugins`` folder.
         near: the recipe, or a folder: the nearest ``plugins`` folder at or above it is loaded; None loads
             no local plugins.
+        built_in: modules of the built-in plugins; where only some are wanted, the others take time.
 
     Raises:
         PluginError: a plugin cannot be loaded or breaks the rules; names every file concerned.
@@ -99,7 +104,7 @@ def load_registry(plugin_paths: Sequence[Path] | None = None, near: Path | None 
     known: dict[tuple[str, str], Registered] = {}
     origins: list[Origin] = []
     problems: list[str] = []
-    for load in plugin_sources(plugin_paths, near):
+    for load in plugin_sources(plugin_paths, near, built_in):
         try:
             plugin, origin = load()
             for item in _register(manager, plugin, origin):
