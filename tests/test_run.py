@@ -11,8 +11,8 @@ import transformers
 from safetensors.torch import load_file
 from tiny_run import rows, run_tiny
 
+from dteframe.engine.outcome import likely_cause
 from dteframe.engine.progress import Progress
-from dteframe.engine.run import _likely_cause
 from dteframe.engine.run_folder import locked
 from dteframe.errors import DataError, PluginError, ResumeError
 from dteframe.recipe import load_recipe
@@ -360,7 +360,7 @@ def test_a_checkpoint_that_was_never_finished_is_cleared_away(tmp_path):
     ],
 )
 def test_the_likely_cause_of_learning_nothing_follows_the_successes(successes, cause):
-    assert _likely_cause(Progress(successes=successes, fresh_groups=6)).startswith(cause)
+    assert likely_cause(Progress(successes=successes, fresh_groups=6)).startswith(cause)
 
 
 def test_a_run_that_cannot_learn_says_so_after_three_steps(tmp_path):

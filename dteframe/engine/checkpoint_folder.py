@@ -71,6 +71,11 @@ def name_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Say at which step a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def checkpoints_of(run_folder: Path) -> list[Path]:
     """List the checkpoints of a run, the newest first, whole or not."""
     folders = (run_folder / CHECKPOINTS).glob("step_*")

@@ -13,8 +13,8 @@ from dteframe.engine.distributed import Processes, device_of_this_process
 from dteframe.engine.member import Work, join
 from dteframe.engine.meter import Meter
 from dteframe.engine.model_options import checkpoint_gradients
+from dteframe.engine.outcome import saying_how_to_go_on
 from dteframe.engine.reward_pool import scoring
-from dteframe.engine.run import saying_how_to_go_on
 from dteframe.engine.run_folder import cache_folder
 from dteframe.engine.sharding import Skeleton
 from dteframe.recipe import LoadedRecipe

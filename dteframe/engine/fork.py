@@ -21,7 +21,14 @@ from dteframe.engine.run_folder import (
 from dteframe.errors import ResumeError
 from dteframe.recipe import Recipe
 
-RECORDS = ("metrics.jsonl", "rollouts.jsonl", "selections.jsonl", "trace.jsonl", "tensorboard")
+RECORDS = (
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "selections.jsonl",
+    "trace.jsonl",
+    "reward_failures.jsonl",
+    "tensorboard",
+)
 """What is carried over; resuming cuts it back to the checkpoint."""
 
 

@@ -20,7 +20,7 @@ from dteframe.reports import EvaluationReport, GroupsReport, PlanReport, StepRep
 
 Moment: TypeAlias = Literal["planned", "scored", "evaluated", "finished"]
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
-RECORDS = ("metrics.jsonl", "selections.jsonl", "rollouts.jsonl", "trace.jsonl")
+RECORDS = ("metrics.jsonl", "selections.jsonl", "rollouts.jsonl", "trace.jsonl", "reward_failures.jsonl")
 OF_THE_CLOCK = ("_seconds", "_per_second", "_bytes", "_utilization")
 """Ends of the names of metrics that the clock and the machine decide."""
 PRELOADED = ["dteframe.engine.run", "dteframe.models.from_scratch", "dteframe.rollouts.transformers"]
@@ -190,6 +190,8 @@ class _Stopper:
 
 
 def _rows(path: Path) -> list[Any]:
+    if not path.exists():
+        return []
     with path.open(encoding="utf-8") as file:
         return [_without_clock(json.loads(line)) for line in file]
 
