@@ -184,8 +184,9 @@ def save_adapter(adapter: Adapter, path: Path, about: JsonValue = None) -> None:
         f"easiness.{name}": torch.from_numpy(np.array(values, np.float32))
         for name, values in asdict(adapter.easiness).items()
     }
+    # One entry: the order of several would be by chance, and equal fits would give unequal files.
     save_file(
-        tensors, path, {"dteframe_adapter": json.dumps(asdict(adapter.shape)), "about": json.dumps(about)}
+        tensors, path, {"dteframe_adapter": json.dumps({"shape": asdict(adapter.shape), "about": about})}
     )
 
 
@@ -211,7 +212,7 @@ def load_adapter(path: Path) -> Adapter:
             f"{path}: the file's metadata has no 'dteframe_adapter'; give a file that save_adapter wrote"
         )
     try:
-        shape = AdapterShape(**json.loads(metadata["dteframe_adapter"]))
+        shape = AdapterShape(**json.loads(metadata["dteframe_adapter"])["shape"])
         if not 1 <= shape.num_layers <= len(tensors):
             raise ValueError(f"{shape.num_layers!r} layers in {len(tensors)} tensors")
         with torch.device("meta"):  # Sizes that somebody wrote into the metadata take no memory.
@@ -219,7 +220,7 @@ def load_adapter(path: Path) -> Adapter:
         easiness = Easiness(*(tensors.pop(f"easiness.{field.name}").numpy() for field in fields(Easiness)))
         for name, values in asdict(easiness).items():
             if values.shape != (shape.width,):
-                raise ValueError(f"easiness.{name} has shape {values.shape}, embeddings {shape.width} numbers")
+                raise ValueError(f"easiness.{name} has shape {values.shape}, not ({shape.width},)")
         adapter.modules.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise DataError(f"{path}: weights and metadata of the adapter do not fit ({error})") from error

@@ -122,7 +122,7 @@ class Line:
 def fit_line(
     predicted: Float[np.ndarray, "references"],
     measured: Float[np.ndarray, "references"],
-    weights: Float[np.ndarray, "references"] | None = None,
+    weights: Num[np.ndarray, "references"] | None = None,
 ) -> Line:
     """Fit measured success rates by least squares on leave-one-out predictions; all count alike by default.
 

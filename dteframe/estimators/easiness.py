@@ -24,6 +24,8 @@ SLOPE_DEVIATION = 0.5
 """Standard deviation of policies' slopes around 1, assumed where few questions are measured."""
 LEVEL_DEVIATION = 3.0
 """Standard deviation of policies' levels around 0."""
+NEVER = 1e30
+"""Spread of a column that is the same for all questions: whatever it holds later counts nothing."""
 NUM_NEWTON_STEPS = 12
 """Two parameters and a penalty: it converges in about six."""
 
@@ -81,7 +83,7 @@ def fit_easiness(
     parts = np.repeat(np.arange(len(widths)), widths)
     centre = np.average(embeddings, axis=0, weights=weights)
     deviation = np.sqrt(np.average((embeddings - centre) ** 2, axis=0, weights=weights))
-    spread = np.where(deviation > 1e-9, deviation, np.inf) * np.sqrt(np.asarray(widths))[parts]
+    spread = np.where(deviation > 1e-9, deviation, NEVER) * np.sqrt(np.asarray(widths))[parts]
     rows = np.asarray((embeddings - centre) / spread, np.float32)
     search = _Search(rows, targets, weights, folds)
     gains, (loss, penalty, left_out) = np.ones(len(widths)), search.best(np.ones(len(parts)), PENALTIES)
@@ -109,7 +111,8 @@ def question_targets(
     """Give each question's mean rate above its policies' means, and how much it counts."""
     counts = trusted(trials)
     rates = successes / np.maximum(trials, 1e-12)
-    level = (counts * rates).sum(axis=1, keepdims=True) / counts.sum(axis=1, keepdims=True)
+    asked = np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
+    level = (counts * rates).sum(axis=1, keepdims=True) / asked
     weights = counts.sum(axis=0)
     return (counts * (rates - level)).sum(axis=0) / np.maximum(weights, 1e-12), weights / weights.mean()
 

@@ -40,7 +40,6 @@ STOPPING_FRACTION = 0.2
 """Of the fitted questions of the judged table: they decide when training ends, and are the references."""
 RELATIVES: Mapping[str, str] = {
     "chatgpt": "gpt",
-    "gpt3": "gpt",
     "o1": "gpt",
     "meta": "llama",
     "tora": "llama",
@@ -181,8 +180,8 @@ def splits(recorded: RecordedRates, judged_by: SolveCounts, unseen: Unseen, seed
 def family_of(policy: str) -> str:
     """Name what a model descends from by the first word of its name."""
     word = re.split(r"[-_@ ]", policy.lower())[0]
-    word = re.sub(r"[\d.]+$", "", word) or word
-    return RELATIVES.get(word, word)
+    stem = re.sub(r"[\d.]+$", "", word) or word
+    return RELATIVES.get(word) or RELATIVES.get(stem, stem)
 
 
 def transfer(

@@ -249,7 +249,8 @@ def _mutated_adapter(rng: random.Random, data: bytes) -> bytes:
         return _mutated_bytes(rng, data)
     (size,) = struct.unpack("<Q", data[:8])
     header, rest = json.loads(data[8 : 8 + size]), data[8 + size :]
-    shape = json.loads(header["__metadata__"]["dteframe_adapter"])
+    written = json.loads(header["__metadata__"]["dteframe_adapter"])
+    shape = written["shape"]
     name = rng.choice([key for key in header if key != "__metadata__"])
     number = rng.choice((0, -1, 1, 10**6, 2**40, 2**63, 1.5, None, "8", [], True))
     match rng.randrange(7):
@@ -268,7 +269,7 @@ def _mutated_adapter(rng: random.Random, data: bytes) -> bytes:
         case _:
             rest = _mutated_floats(rng, rest)
     header["__metadata__"]["dteframe_adapter"] = rng.choice(
-        (json.dumps(shape),) * 9 + ("{", "[]", "null", "")
+        (json.dumps(written),) * 9 + ("{", "[]", "null", "", json.dumps({"shape": None}))
     )
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + rest
