@@ -77,11 +77,14 @@ def sampled(module, num_generations=4, longest=20, max_rows=256, sampling=None, 
     with torch.no_grad():
         decoder = FusedDecoder(module, 5 + longest)
         seats = Seats(decoder, sampling or Sampling(), is_end, uniforms, shares_prompts=shared)
-        answers = dict(sample_continuously(seats, PROMPTS, max_rows, tell or (lambda *news: None)))
-    in_order = [answers[place] for place in range(len(PROMPTS))]
-    return SampledRows(
-        *(np.concatenate([getattr(rows, item.name) for rows in in_order]) for item in fields(SampledRows))
-    )
+        answers = list(sample_continuously(seats, PROMPTS, max_rows, tell or (lambda *news: None)))
+    places = np.concatenate([ended for ended, _ in answers])
+    assert sorted(places) == list(range(len(PROMPTS)))
+    columns = [
+        np.concatenate([getattr(rows, item.name) for _, rows in answers]) for item in fields(SampledRows)
+    ]
+    in_order = np.argsort(places)[:, None] * num_generations + np.arange(num_generations)
+    return SampledRows(*(column[in_order.reshape(-1)] for column in columns))
 
 
 def expected_logprobs(module, rows, times, temperature=1.0):

@@ -38,7 +38,7 @@ def sample_continuously(
     prompts: Sequence[Int[np.ndarray, "prompt"]],
     max_rows: int,
     tell: Callable[[int, int], None],
-) -> Iterator[tuple[int, SampledRows]]:
+) -> Iterator[tuple[list[int], SampledRows]]:
     """Sample completions until each has ended or is as long as may be; give those of a prompt as they end.
 
     Args:
@@ -48,7 +48,7 @@ def sample_continuously(
         tell: gets the rows that have ended and the rows in all, whenever some wait no longer.
 
     Returns:
-        An iterator of the place of each prompt and its completions, in the order in which they end.
+        An iterator of the places of prompts whose completions have ended by now, and these.
     """
     waiting = _parts(len(prompts), seats.num_all // len(prompts), max_rows)
     while waiting or seats.num_rows:
@@ -61,8 +61,8 @@ def sample_continuously(
         num_enough = 0
         if waiting:
             num_enough = max_rows - max(len(waiting[0].rows), math.ceil(max_rows * JOINING_FRACTION))
-        for prompt in seats.run_until(num_enough):
-            yield prompt, seats.result(prompt)
+        for ended in seats.run_until(num_enough):
+            yield ended, seats.result(ended)
         if waiting:
             num_left = seats.num_rows + sum(len(part.rows) for part in waiting)
             tell(seats.num_all - num_left, seats.num_all)
@@ -136,11 +136,13 @@ class Seats:
         """Count the rows under way."""
         return self._state.shape[1]
 
-    def result(self, prompt: int) -> SampledRows:
-        """Give what the rows of a prompt have sampled."""
-        shape = (-1, self._rows_of_a_prompt, self._longest)
-        token_ids, logprobs = self._token_ids.view(shape), self._logprobs.view(shape)
-        return up_to_the_end(token_ids[prompt], logprobs[prompt], self._is_end)
+    def result(self, prompts: list[int]) -> SampledRows:
+        """Give what the rows of some prompts have sampled."""
+        token_ids, logprobs = (
+            sampled.view(-1, self._rows_of_a_prompt, self._longest)[prompts].flatten(0, 1)
+            for sampled in (self._token_ids, self._logprobs)
+        )
+        return up_to_the_end(token_ids, logprobs, self._is_end)
 
     def make_room(self, joining: Sequence[tuple[Int[np.ndarray, "prompt"], range]]) -> None:
         """Make the cache anew with free columns; rows that join are seated after those under way."""
@@ -155,11 +157,11 @@ class Seats:
                 read.logits.repeat_interleave(torch.tensor(times, device=self._decoder.device), dim=0),
             )
 
-    def run_until(self, num_enough: int) -> Iterator[int]:
+    def run_until(self, num_enough: int) -> Iterator[list[int]]:
         """Sample until only so many rows are under way, or all columns are filled.
 
         Returns:
-            An iterator of prompts, each as the last of its rows leaves.
+            An iterator of prompts, as the last of their rows leave.
         """
         cache = self._cache
         while True:
@@ -168,7 +170,8 @@ class Seats:
             num_ended = int(self._has_ended.sum())
             is_stopping = self._oldest == self._longest or cache.column == cache.num_columns
             if num_ended > (0 if is_stopping else self.num_rows * LEAVING_FRACTION):
-                yield from self._leave(num_ended)
+                if ended := self._leave(num_ended):
+                    yield ended
             if self.num_rows <= num_enough or cache.column == cache.num_columns:
                 return
             num_steps = min(

@@ -119,8 +119,9 @@ class TransformersRollout(Rollout):
             self.config.max_batch_rows,
             lambda done, total: self.context.progress("generating", done, total),
         )
-        for place, rows in ended:
-            yield place, list(self._completions(rows, [prompts[place]], num_generations))
+        for places, rows in ended:
+            at_once = [prompts[place] for place in places]
+            yield from zip(places, self._grouped(rows, at_once, num_generations), strict=True)
 
     def _answer_in_batches(
         self, prompts: Sequence[Prompt], num_generations: int, sampling: Sampling, seeds: Sequence[int]
