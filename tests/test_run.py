@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file
 from tiny_run import rows, run_tiny
 
+from dteframe.engine.meter import Meter
 from dteframe.engine.outcome import likely_cause
 from dteframe.engine.progress import Progress
 from dteframe.engine.run_folder import locked
@@ -360,15 +361,16 @@ def test_a_checkpoint_that_was_never_finished_is_cleared_away(tmp_path):
     ],
 )
 def test_the_likely_cause_of_learning_nothing_follows_the_successes(successes, cause):
-    assert likely_cause(Progress(successes=successes, fresh_groups=6)).startswith(cause)
+    progress = Progress(successes=successes, fresh_groups=6, rewards_vary=True)
+    assert likely_cause(progress, Meter()).startswith(cause)
 
 
 def test_a_run_that_cannot_learn_says_so_after_three_steps(tmp_path):
     summary = run_tiny(tmp_path, "reward.pattern='ANSWER'")
     (warning,) = summary.warnings
     assert warning.startswith(
-        "no group of the first 3 steps held both successes and failures, so nothing is learnt: every "
-        "answer is wrong: the reward may not find the answer (its answer_pattern)"
+        "no group of the first 3 steps held both successes and failures, so nothing is learnt: all rewards "
+        "are 0: the reward, or the data's answers, may be wrong; look at "
     )
 
 
