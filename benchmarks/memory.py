@@ -1,7 +1,8 @@
-"""The memory peak of an update, ours beside TRL's: how far a process's memory rises above what it held before.
+"""The memory peak of an update, ours beside TRL's: how far a process's memory rises above its own.
 
-Each side takes a few steps of ``step.py`` in a fresh process of its own. From the moment at which completions
-have their rewards to the end of the step, its peak is watched; the last steps have the optimizer's moments already.
+Each side takes a few steps of ``step.py`` in a fresh process of its own. From the moment at which
+completions have their rewards to the end of the step, its peak is watched; the last steps have the
+optimizer's moments already.
 
     python benchmarks/memory.py                    # C and E, about 3 minutes
     python benchmarks/memory.py --workload A --json

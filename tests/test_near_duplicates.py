@@ -5,7 +5,10 @@ from __future__ import annotations
 from dteframe.experiments.near_duplicates import near_duplicate_groups, shingles_of
 
 FIRST = "Find the number of positive integers $n$ such that $n^2 + 3n + 2$ is divisible by 7 and $n < 100$."
-REWRITTEN = r"Find the number of positive integers \(n\) such that \left(n^2+3n+2\right) is divisible by 7 and n < 100"
+REWRITTEN = (
+    r"Find the number of positive integers \(n\) such that \left(n^2+3n+2\right) is divisible by 7 "
+    "and n < 100"
+)
 OTHER_NUMBER = FIRST.replace("100", "200")
 DIFFERENT = "A train leaves the station at noon with 40 passengers. At each stop half of them get off."
 

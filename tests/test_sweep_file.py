@@ -95,7 +95,8 @@ def test_a_comparison_along_an_axis_that_is_not_there_is_refused(sweep_file):
 
 def test_a_comparison_with_a_baseline_that_is_no_variant_is_refused(sweep_file):
     assert refusal(sweep_file(COMPARED.replace("baseline: grpo", "baseline: sft"))) == [
-        "sweeps/mine.yaml:15:35: comparison.baseline: axis 'arm' has no variant 'sft'; variants: grpo, dots_rr"
+        "sweeps/mine.yaml:15:35: comparison.baseline: axis 'arm' has no variant 'sft'; "
+        "variants: grpo, dots_rr"
     ]
 
 

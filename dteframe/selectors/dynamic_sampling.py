@@ -49,8 +49,8 @@ class DynamicSamplingSelector(Selector):
     """Ask questions uniformly, reject groups of equal rewards, and ask again until a step is full.
 
     Source: DAPO, arXiv:2503.14476, 3.2 and Alg. 1; verl's recipe, where ``gen_batch_size`` over
-        ``train_batch_size`` is our ``oversampling``, and ``max_num_gen_batches`` our ``max_rounds``. As there,
-        groups beyond the room of a step are not kept for the next one; replay is offered them here.
+        ``train_batch_size`` is our ``oversampling``, and ``max_num_gen_batches`` our ``max_rounds``.
+        As there, groups beyond the room of a step are not kept for the next one; replay is offered them here.
         Another round asks for what is still missing, times ``oversampling``, where verl generates a whole
         batch again; and where verl stops a run whose rounds are used up, the step trains on fewer groups.
     """
