@@ -169,9 +169,13 @@ def test_keys_that_both_types_have_stay(load):
             "selector=unifrom",
             "selector: must be a section with keys, not 'unifrom'; write selector.type=NAME; "
             "did you mean 'uniform'? "
-            "(known: difficulty_target, informative_probability, thompson_target, uniform)",
+            "(known: difficulty_target, dynamic_sampling, informative_probability, skip_zero_variance, "
+            "thompson_target, uniform)",
         ),
-        ("selector.capacity=1", "selector.capacity: unknown key; it is a key of replay 'fifo'"),
+        (
+            "selector.capacity=1",
+            "selector.capacity: unknown key; it is a key of replay 'fifo' and 'prioritised'",
+        ),
         ("seed", "is no override; write key=value, such as training.max_steps=10"),
         ("seed=", "seed: has no value after '='; write '' for empty text, or null"),
         (
@@ -192,11 +196,13 @@ def test_keys_that_both_types_have_stay(load):
         ),
         (
             "replay.type=none training.fresh_fraction=0.5",
-            "replay.type: there is no replay 'none training.fresh_fraction=0.5'; known: fifo, none",
+            "replay.type: there is no replay 'none training.fresh_fraction=0.5'; "
+            "known: fifo, none, prioritised",
         ),
         ("replay.capacity=x", "replay.capacity: must be a whole number, not 'x'"),
         ("selector.type=[uniform]", "selector.type: must be the name of a plugin, not ['uniform']; "
-         "known: difficulty_target, informative_probability, thompson_target, uniform"),
+         "known: difficulty_target, dynamic_sampling, informative_probability, skip_zero_variance, "
+         "thompson_target, uniform"),
     ],
 )  # fmt: skip
 def test_a_problem_of_an_override_is_located_there(load, override, message):

@@ -212,7 +212,9 @@ def test_the_json_schema_knows_every_key_and_plugin_with_words(registry):
     selector = schema["properties"]["selector"]
     assert selector["properties"]["type"]["enum"] == [
         "difficulty_target",
+        "dynamic_sampling",
         "informative_probability",
+        "skip_zero_variance",
         "thompson_target",
         "uniform",
     ]

@@ -59,11 +59,13 @@ def test_every_built_in_module_gives_its_plugins():
     assert len(registry.origins()) == len(BUILT_IN)
     assert registry.names("selector") == [
         "difficulty_target",
+        "dynamic_sampling",
         "informative_probability",
+        "skip_zero_variance",
         "thompson_target",
         "uniform",
     ]
-    assert registry.names("replay") == ["fifo", "none"]
+    assert registry.names("replay") == ["fifo", "none", "prioritised"]
     assert registry.get("selector", "uniform").origin.label == "built-in"
 
 
@@ -113,7 +115,9 @@ def test_tests_and_private_files_in_a_plugins_folder_are_no_plugins(here):
         write(here / "plugins" / name, "raise RuntimeError")
     assert load_registry(near=here).names("selector") == [
         "difficulty_target",
+        "dynamic_sampling",
         "informative_probability",
+        "skip_zero_variance",
         "thompson_target",
         "uniform",
     ]
@@ -169,7 +173,8 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         load_registry().get("selector", "unifrom")
     assert str(caught.value) == (
         "selector: there is no selector 'unifrom'; did you mean 'uniform'? "
-        "(known: difficulty_target, informative_probability, thompson_target, uniform)"
+        "(known: difficulty_target, dynamic_sampling, informative_probability, skip_zero_variance, "
+        "thompson_target, uniform)"
     )
     with pytest.raises(PluginError, match="'selecter' is no kind of plugin; did you mean 'selector'"):
         load_registry().names("selecter")
