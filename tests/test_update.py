@@ -288,7 +288,8 @@ def test_a_loss_that_is_not_finite_names_step_minibatch_and_questions_and_leaves
     objective.factor = float("nan")
     message = (
         "step 2: minibatch 1 of 1: the loss or a log-prob is nan on questions 'a', 'b'; "
-        "this optimizer step was not taken; look at the questions' rollouts, lower training.learning_rate, or leave such batches out "
+        "this optimizer step was not taken; look at the questions' rollouts, lower training.learning_rate, "
+        "or leave such batches out "
         "(training.on_non_finite=skip)"
     )
     with pytest.raises(NonFiniteError, match=re.escape(message)):
