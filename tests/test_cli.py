@@ -294,7 +294,7 @@ def test_check_lists_kept_and_broken_promises(plugin_that):
     assert bad.exit_code == 2
     assert "  kept    state_comes_back\n" in bad.stdout
     assert "  BROKEN  one_finite_score_per_completion: 1 scores for 5 completions\n" in bad.stdout
-    assert "          ``score`` gives one finite number per completion" in bad.stdout
+    assert "          ``score`` gives a finite number per completion" in bad.stdout
 
 
 def test_check_as_json(plugin_that):
