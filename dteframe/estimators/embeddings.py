@@ -107,7 +107,10 @@ class JoinedEmbeddings(BaseModel):
     """The embeddings, each as it would stand alone."""
 
 
-EmbeddingsConfig = Annotated[PartConfig | JoinedEmbeddings, Field(discriminator="type")]
+EmbeddingsConfig = Annotated[
+    PolicyEmbeddings | SentenceEmbeddings | LanguageModelEmbeddings | NgramEmbeddings | JoinedEmbeddings,
+    Field(discriminator="type"),  # flat: recipes look a section's class up among these
+]
 
 
 @dataclass(frozen=True, slots=True)
