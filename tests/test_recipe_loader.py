@@ -332,3 +332,10 @@ def test_an_override_of_a_nested_type_drops_the_keys_of_the_former_one():
         "(--set estimator.embeddings.type=policy)"
         for key in ("path", "revision")
     ]
+
+
+def test_a_key_of_another_type_of_the_same_section_is_unknown():
+    recipe = Path(__file__).parents[1] / "recipes" / "math_qwen.yaml"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, ["estimator.embeddings={type: policy, path: there}"], load_registry([]))
+    assert "estimator.embeddings.path: unknown key; it is a key of model 'pretrained'" in str(caught.value)

@@ -236,7 +236,7 @@ class _Checker:
             return found
         type_place = self.draft.place_of((*path, "type"))
         meant = {
-            (*at[:-1], self.unknown.meant(at, known_keys(config, finding.path[:-1])))
+            (*at[:-1], self.unknown.meant(at, known_keys(config, finding.path[:-1], section)))
             for finding in found
             if finding.what == UNKNOWN_KEY and (at := (*path, *finding.path))
         }
@@ -247,13 +247,15 @@ class _Checker:
             place = self.draft.place_of(at, finding.is_about_key)
             if at not in self.draft.keys and type_place.is_override:
                 place = type_place  # the key is missing because the override chose another plugin
-            self.draft.report_at(place, at, self._words(path, config, finding))
+            self.draft.report_at(place, at, self._words(path, config, section, finding))
         return None
 
-    def _words(self, path: KeyPath, config: type[BaseModel], finding: Finding) -> str:
+    def _words(
+        self, path: KeyPath, config: type[BaseModel], section: dict[str, Any], finding: Finding
+    ) -> str:
         if finding.what != UNKNOWN_KEY:
             return finding.what
-        known = known_keys(config, finding.path[:-1])
+        known = known_keys(config, finding.path[:-1], section)
         return self.unknown.option((*path, *finding.path), known)
 
     def _look_at_plugins(self) -> None:

@@ -301,9 +301,18 @@ def _or(phrases: Sequence[str]) -> str:
 # What a configuration knows about its own keys.
 
 
-def known_keys(config: type[BaseModel], path: KeyPath) -> list[str]:
-    """List the keys that the section at ``path`` inside a configuration may have."""
-    return [name for model in _models_at(config, path) for name in model.model_fields]
+def known_keys(config: type[BaseModel], path: KeyPath, section: Any) -> list[str]:
+    """List the keys that the section at ``path`` inside a configuration's ``section`` may have."""
+    for part in path:
+        section = section[part]
+    models = _models_at(config, path)
+    wanted = section.get("type") if isinstance(section, Mapping) else None
+    of_type = [
+        model
+        for model in models
+        if "type" in model.model_fields and model.model_fields["type"].default == wanted
+    ]
+    return [name for model in of_type or models for name in model.model_fields]
 
 
 def _description(config: type[BaseModel], path: KeyPath) -> str:
