@@ -57,13 +57,8 @@ def write_pool(folder: Path, num_questions: int) -> tuple[Question, ...]:
     from safetensors.numpy import save_file
 
     from dteframe import Context, Question
-    from dteframe.estimators.embeddings import (
-        ROWS_PER_FILE,
-        SentenceEmbeddings,
-        embedder_of,
-        embedding_folder,
-        write_cached,
-    )
+    from dteframe.estimators.embedding_options import SentenceEmbeddings
+    from dteframe.estimators.embeddings import ROWS_PER_FILE, embedder_of, embedding_folder, write_cached
 
     model = folder / "model"
     model.mkdir()
@@ -87,7 +82,8 @@ def write_adapter(folder: Path, hidden_width: int) -> str:
 
     from dteframe import Context
     from dteframe.estimators.adapter import AdapterShape, build_adapter, save_adapter
-    from dteframe.estimators.embeddings import SentenceEmbeddings, embedder_of
+    from dteframe.estimators.embedding_options import SentenceEmbeddings
+    from dteframe.estimators.embeddings import embedder_of
 
     context = Context(folder, folder, "cpu", 0, lambda what, done, total: None, sys.stderr.write)
     embedder = embedder_of(SentenceEmbeddings(path=str(folder / "model")), _refuse, context)

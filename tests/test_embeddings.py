@@ -11,20 +11,16 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from dteframe import Context, DataError
-from dteframe.estimators.embeddings import (
-    Embedder,
+from dteframe.estimators.embedding_models import check_sentence_model, find_model_folder
+from dteframe.estimators.embedding_options import (
     EmbeddingsConfig,
     JoinedEmbeddings,
     LanguageModelEmbeddings,
     NgramEmbeddings,
     PolicyEmbeddings,
     SentenceEmbeddings,
-    check_sentence_model,
-    embed,
-    embedder_of,
-    find_model_folder,
-    in_order,
 )
+from dteframe.estimators.embeddings import Embedder, embed, embedder_of, in_order
 from dteframe.estimators.ngrams import ngram_embeddings
 from dteframe.estimators.scratch import scratch_matrix
 from dteframe.estimators.text_length import readable_length, warn_of_long_texts

@@ -18,7 +18,7 @@ from dteframe.cli.talk import as_json_text, say, telling_errors
 
 if TYPE_CHECKING:
     from dteframe import Context
-    from dteframe.estimators.embeddings import EmbeddingsConfig
+    from dteframe.estimators.embedding_options import EmbeddingsConfig
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where embeddings are computed.")]

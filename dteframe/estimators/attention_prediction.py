@@ -18,7 +18,8 @@ from dteframe import Context, EstimatorConfig, Observation, Question, TextEncode
 from dteframe.estimators import attention_math
 from dteframe.estimators.adapter import Adapter, load_adapter
 from dteframe.estimators.easiness import Prior
-from dteframe.estimators.embeddings import EmbeddingsConfig, PolicyEmbeddings, embed, embedder_of
+from dteframe.estimators.embedding_options import EmbeddingsConfig, PolicyEmbeddings
+from dteframe.estimators.embeddings import embed, embedder_of
 from dteframe.estimators.observed import PoolIndex
 from dteframe.estimators.references import AgedReferences, ReferenceSet, RolledOutReferences
 from dteframe.estimators.scratch import scratch_matrix

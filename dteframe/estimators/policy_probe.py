@@ -21,7 +21,8 @@ from dteframe import (
     hookimpl,
 )
 from dteframe.estimators import attention_math
-from dteframe.estimators.embeddings import EmbeddingsConfig, PolicyEmbeddings, embed, embedder_of
+from dteframe.estimators.embedding_options import EmbeddingsConfig, PolicyEmbeddings
+from dteframe.estimators.embeddings import embed, embedder_of
 from dteframe.estimators.observed import PoolIndex
 from dteframe.estimators.references import AgedReferences, ReferenceSet
 from dteframe.records import State

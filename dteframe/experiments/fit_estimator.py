@@ -17,14 +17,8 @@ from dteframe.contracts import Context
 from dteframe.errors import DataError
 from dteframe.estimators.adapter import AdapterShape, save_adapter
 from dteframe.estimators.adapter_training import AdapterTraining, FittedAdapter, SolveCounts, fit_adapter
-from dteframe.estimators.embeddings import (
-    Embedder,
-    EmbeddingsConfig,
-    NgramEmbeddings,
-    PolicyEmbeddings,
-    embed,
-    embedder_of,
-)
+from dteframe.estimators.embedding_options import EmbeddingsConfig, NgramEmbeddings, PolicyEmbeddings
+from dteframe.estimators.embeddings import Embedder, embed, embedder_of
 from dteframe.experiments.contenders import CONTENDERS, Policy, forecasts_of
 from dteframe.experiments.recorded_rates import RecordedRates, read_recorded_rates
 from dteframe.experiments.replay_trace import Forecasts

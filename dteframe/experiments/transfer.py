@@ -16,7 +16,7 @@ from dteframe.contracts import Context
 from dteframe.errors import DataError
 from dteframe.estimators.adapter_training import FittedAdapter, SolveCounts
 from dteframe.estimators.attention_math import pearson
-from dteframe.estimators.embeddings import EmbeddingsConfig
+from dteframe.estimators.embedding_options import EmbeddingsConfig
 from dteframe.experiments.contenders import CONTENDERS, forecasts_of
 from dteframe.experiments.fit_estimator import (
     JUDGED,

