@@ -301,9 +301,12 @@ def _or(phrases: Sequence[str]) -> str:
 # What a configuration knows about its own keys.
 
 
-def known_keys(config: type[BaseModel], path: KeyPath, section: Any) -> list[str]:
-    """List the keys that the section at ``path`` inside a configuration's ``section`` may have."""
-    for part in path:
+def known_keys(config: type[BaseModel], path: KeyPath, section: Any = None) -> list[str]:
+    """List the keys that the section at ``path`` inside a configuration may have.
+
+    ``section`` are the configuration's values: where several classes are possible, the type there decides.
+    """
+    for part in path if section is not None else ():
         section = section[part]
     models = _models_at(config, path)
     wanted = section.get("type") if isinstance(section, Mapping) else None
