@@ -89,7 +89,7 @@ def plugin_sources(
     return [
         *(_BuiltInSource(name) for name in built_in),
         *(_EntryPointSource(item) for item in entry_points),
-        *(_LocalSource(file) for file in files),
+        *(LocalSource(file) for file in files),
     ]
 
 
@@ -136,11 +136,19 @@ class _EntryPointSource:
 
 
 @dataclass(frozen=True)
-class _LocalSource:
+class LocalSource:
+    """A file of the user's."""
+
     file: Path
 
     def __call__(self) -> tuple[object, Origin]:
-        origin = Origin(shown(self.file), self.file, _sha256(self.file))
+        """Import it."""
+        try:
+            origin = Origin(shown(self.file), self.file, _sha256(self.file))
+        except OSError as error:
+            raise PluginError(
+                f"{shown(self.file)}: cannot be read ({error.strerror}); mend it or move it away"
+            ) from error
         return _import_file(self.file, origin.label), origin
 
 

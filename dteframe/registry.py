@@ -21,7 +21,15 @@ from pydantic_core import PydanticUndefined
 from dteframe import hookspecs
 from dteframe.contracts import KINDS, Component, PluginConfig
 from dteframe.errors import PluginError
-from dteframe.plugin_sources import BUILT_IN, Origin, one_line, plugin_sources, said, shown
+from dteframe.plugin_sources import (
+    BUILT_IN,
+    LocalSource,
+    Origin,
+    one_line,
+    plugin_sources,
+    said,
+    shown,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +50,16 @@ class Registry:
     """The plugins of one command, by kind and name, and the manager that calls their hooks."""
 
     def __init__(
-        self, hooks: pluggy.PluginManager, plugins: Sequence[Registered], origins: Sequence[Origin]
+        self,
+        hooks: pluggy.PluginManager,
+        plugins: Sequence[Registered],
+        origins: Sequence[Origin],
+        broken: Sequence[str] = (),
     ) -> None:
         """Hold what ``load_registry`` found."""
         self.hooks = hooks
+        self.broken = tuple(broken)
+        """What is wrong with each file of the ``plugins`` folder that could not be loaded."""
         self._plugins: Mapping[str, Mapping[str, Registered]] = {
             kind: {item.name: item for item in sorted(plugins, key=lambda one: one.name) if item.kind == kind}
             for kind in KINDS
@@ -68,8 +82,13 @@ class Registry:
         """
         known = self._of(kind)
         if name not in known:
-            raise PluginError(f"{kind}: there is no {kind} {name!r}; {suggestion(name, list(known))}")
+            raise PluginError(f"{kind}: there is no {kind} {name!r}; {self.advice(kind, name)}")
         return known[name]
+
+    def advice(self, kind: str, name: str) -> str:
+        """Word what follows after the name of a plugin that there is not."""
+        advice = suggestion(name, self.names(kind))
+        return "; ".join([advice, *(f"not loaded: {problem}" for problem in self.broken)])
 
     def origins(self) -> list[Origin]:
         """List where plugins came from, in the order of loading."""
@@ -88,7 +107,9 @@ def load_registry(
 ) -> Registry:
     """Load all plugins: the built-in ones, those of installed packages, then local files, each sorted.
 
-    Files whose name begins with ``_``, ``.`` or ``test_``, and ``conftest.py``, are no plugins.
+    Files whose name begins with ``_``, ``.`` or ``test_``, and ``conftest.py``, are no plugins. A file of the
+    ``plugins`` folder that cannot be loaded is left out and listed in ``broken``: a recipe that does not
+    need it runs all the same.
 
     Args:
         plugin_paths: files, packages or folders of them, instead of the search for a ``plugins`` folder.
@@ -97,25 +118,29 @@ def load_registry(
         built_in: modules of the built-in plugins; where only some are wanted, the others take time.
 
     Raises:
-        PluginError: a plugin cannot be loaded or breaks the rules; names every file concerned.
+        PluginError: a plugin that was asked for or that is installed cannot be loaded or breaks the rules,
+            or two have one name; names every file concerned.
     """
     manager = pluggy.PluginManager("dteframe")
     manager.add_hookspecs(hookspecs)
     known: dict[tuple[str, str], Registered] = {}
     origins: list[Origin] = []
     problems: list[str] = []
+    broken: list[str] = []
     for load in plugin_sources(plugin_paths, near, built_in):
         try:
             plugin, origin = load()
-            for item in _register(manager, plugin, origin):
-                _refuse_clash(known, item)
-                known[item.kind, item.name] = item
-            origins.append(origin)
+            found = _register(manager, plugin, origin)
         except PluginError as error:
-            problems.append(str(error))
+            is_searched = plugin_paths is None and isinstance(load, LocalSource)
+            (broken if is_searched else problems).append(str(error))
+            continue
+        origins.append(origin)
+        problems += [clash for item in found if (clash := _clash(known, item))]
+        known.update({(item.kind, item.name): item for item in found})
     if problems:
-        raise PluginError("\n".join(problems))
-    return Registry(manager, tuple(known.values()), origins)
+        raise PluginError("\n".join([*problems, *broken]))
+    return Registry(manager, tuple(known.values()), origins, broken)
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
@@ -139,10 +164,19 @@ def _register(manager: pluggy.PluginManager, plugin: object, origin: Origin) -> 
     try:
         manager.register(plugin, name=_plugin_name(plugin, origin))
         manager.check_pending()
-    except pluggy.PluginValidationError as error:
+        return _components_of(manager, plugin, origin, where)
+    except (PluginError, pluggy.PluginValidationError) as error:
+        if manager.is_registered(plugin):
+            manager.unregister(plugin)  # Its hooks are not called either.
+        if isinstance(error, PluginError):
+            raise
         raise PluginError(f"{where}: {one_line(str(error))}") from error
-    callers = manager.get_hookcallers(plugin) or []
-    if not callers:
+
+
+def _components_of(
+    manager: pluggy.PluginManager, plugin: object, origin: Origin, where: str
+) -> list[Registered]:
+    if not manager.get_hookcallers(plugin):
         raise PluginError(f"{where}: adds no plugin and watches no hook; {_missing_hook_advice(plugin)}")
     found: list[Registered] = []
     for implementation in manager.hook.dteframe_components.get_hookimpls():
@@ -235,13 +269,15 @@ def _name_of(config: type[PluginConfig], where: str) -> str:
     return name
 
 
-def _refuse_clash(known: Mapping[tuple[str, str], Registered], item: Registered) -> None:
+def _clash(known: Mapping[tuple[str, str], Registered], item: Registered) -> str:
+    """Say which other plugin has the name already; empty if none has. Which one is meant would be a guess."""
     other = known.get((item.kind, item.name))
-    if other is not None:
-        raise PluginError(
-            f"{item.origin.label}: {item.kind} {item.name!r} is already defined by "
-            f"{_full_label(other.origin)}; rename one of them"
-        )
+    if other is None:
+        return ""
+    return (
+        f"{item.origin.label}: {item.kind} {item.name!r} is already defined by "
+        f"{_full_label(other.origin)}; rename one of them"
+    )
 
 
 def _unknown_hooks(manager: pluggy.PluginManager, plugin: object) -> Iterator[str]:

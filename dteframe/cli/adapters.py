@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from dteframe.cli.loading import files_and_overrides
-from dteframe.cli.options import AsJson, Debug, PluginPaths
+from dteframe.cli.options import AsJson, Debug, NoLocalPlugins, PluginPaths, chosen_plugins
 from dteframe.cli.talk import as_json_text, say, telling_errors
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def fit(  # noqa: PLR0913  # one parameter per option of the command
     ] = 0.2,
     device: Device = "cpu",
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -51,6 +52,7 @@ def fit(  # noqa: PLR0913  # one parameter per option of the command
     (estimator.embeddings={type: ngrams}) unless a recipe is given.
     """
     with telling_errors(debug):
+        plugins = chosen_plugins(plugins, no_local_plugins)
         from dteframe.experiments.fit_estimator import fit_settings, fit_tables, fit_text
 
         tables, recipes, overrides = sorted_words(words)
@@ -80,6 +82,7 @@ def transfer(  # noqa: PLR0913  # one parameter per option of the command
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Splits into five folds.")] = 3,
     device: Device = "cpu",
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -89,6 +92,7 @@ def transfer(  # noqa: PLR0913  # one parameter per option of the command
     policies a fifth of the families is judged, on questions that are new as well.
     """
     with telling_errors(debug):
+        plugins = chosen_plugins(plugins, no_local_plugins)
         from dteframe.experiments.transfer import transfer_tables, transfer_text
 
         tables, recipes, overrides = sorted_words(words)

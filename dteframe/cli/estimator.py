@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dteframe.cli.loading import files_and_overrides
-from dteframe.cli.options import AsJson, Debug, PluginPaths
+from dteframe.cli.options import AsJson, Debug, NoLocalPlugins, PluginPaths, chosen_plugins
 from dteframe.cli.talk import as_json_text, say, telling_errors
 
 
@@ -59,6 +59,7 @@ def evaluate(  # noqa: PLR0913  # one parameter per option of the command
         ),
     ] = None,
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -68,6 +69,7 @@ def evaluate(  # noqa: PLR0913  # one parameter per option of the command
     what it chose is measured: every prediction comes before its measurement.
     """
     with telling_errors(debug):
+        plugins = chosen_plugins(plugins, no_local_plugins)
         from dteframe.engine.run_folder import cache_folder
         from dteframe.experiments.comparison_text import comparison_text, differences_text
         from dteframe.experiments.evaluate_estimators import Settings, compare, load_all, part_of

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dteframe.cli.options import AsJson, Debug, PluginPaths
+from dteframe.cli.options import AsJson, Debug, NoLocalPlugins, PluginPaths, chosen_plugins
 from dteframe.cli.talk import as_json_text, say, telling_errors
 from dteframe.errors import PluginError
 from dteframe.plugin_sources import shown
@@ -18,6 +18,7 @@ def list_all_plugins(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="Such as estimator.")] = None,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Describe this one's options.")] = None,
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -25,7 +26,10 @@ def list_all_plugins(
     from dteframe.plugin_listing import description_text, list_plugins, listing_text
 
     with telling_errors(debug):
-        found = list_plugins(load_registry(plugins, near=Path.cwd()), kind, name)
+        plugins = chosen_plugins(plugins, no_local_plugins)
+        registry = load_registry(plugins, near=Path.cwd())
+        say([f"{problem}; left out" for problem in registry.broken])
+        found = list_plugins(registry, kind, name)
         if as_json:
             typer.echo(as_json_text(found))
         else:

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from dteframe.cli.loading import files_and_overrides, load_and_say
-from dteframe.cli.options import AsJson, Debug, Overrides, PluginPaths, RecipeFile
+from dteframe.cli.options import (
+    AsJson,
+    Debug,
+    NoLocalPlugins,
+    Overrides,
+    PluginPaths,
+    RecipeFile,
+    chosen_plugins,
+)
 from dteframe.cli.talk import as_json_text, plain, say, telling_errors, write_file
 from dteframe.errors import Problem, RecipeError
 from dteframe.recipe import json_schema
@@ -24,6 +32,7 @@ def validate(
         ),
     ],
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -31,6 +40,7 @@ def validate(
     from dteframe.validation import validate_recipes
 
     with telling_errors(debug):
+        plugins = chosen_plugins(plugins, no_local_plugins)
         paths, overrides = files_and_overrides(recipes)
         if not paths:
             raise RecipeError(
@@ -59,6 +69,7 @@ def plan(  # noqa: PLR0913  # one parameter per option of the command
         float | None, typer.Option("--gpu-memory", metavar="GIB", help="Memory of a GPU, to be held against.")
     ] = None,
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -68,6 +79,7 @@ def plan(  # noqa: PLR0913  # one parameter per option of the command
     from dteframe.plan_text import memory_text, plan_text, workload
 
     with telling_errors(debug):
+        plugins = chosen_plugins(plugins, no_local_plugins)
         loaded, _ = load_and_say(recipe, overrides, plugins)
         work, sizes = workload(loaded.recipe), loaded.recipe.model.sizes()
         available = device_bytes(loaded.recipe, processes, gpu_memory)
@@ -83,11 +95,15 @@ def plan(  # noqa: PLR0913  # one parameter per option of the command
 def schema(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file.")] = None,
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     debug: Debug = False,
 ) -> None:
     """Print the JSON schema of recipes, plugins included, for the completion of an editor."""
     with telling_errors(debug):
-        text = as_json_text(json_schema(load_registry(plugins, near=Path.cwd())))
+        plugins = chosen_plugins(plugins, no_local_plugins)
+        registry = load_registry(plugins, near=Path.cwd())
+        say([f"{problem}; left out" for problem in registry.broken])
+        text = as_json_text(json_schema(registry))
         if out is None:
             typer.echo(text)
         else:

@@ -13,7 +13,16 @@ from typing import Annotated
 import typer
 
 from dteframe.cli.loading import load, one_voice
-from dteframe.cli.options import AsJson, Debug, Overrides, PluginPaths, RecipeFile
+from dteframe.cli.options import (
+    AsJson,
+    Debug,
+    NoLocalPlugins,
+    Overrides,
+    PluginPaths,
+    RecipeFile,
+    chosen_plugins,
+    plugin_words,
+)
 from dteframe.cli.talk import Warnings, announce_local_plugins, as_json_text, say, telling_errors
 from dteframe.engine.fork import fork_run
 from dteframe.engine.run_folder import check_run_folder, locked
@@ -49,6 +58,7 @@ def run(  # noqa: PLR0913  # one parameter per option of the command
         typer.Option("--processes", metavar="N", min=1, help="Train in N processes, which torchrun starts."),
     ] = None,
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -56,6 +66,7 @@ def run(  # noqa: PLR0913  # one parameter per option of the command
     # torch reads it when it is loaded: threads that spin while they wait cost a busy machine dearly.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with telling_errors(debug), _stopping(stop_within, is_launcher=processes is not None) as stop:
+        plugins = chosen_plugins(plugins, no_local_plugins)
         with one_voice():
             loaded, registry = load(recipe, overrides, plugins)
             source = runs / loaded.recipe.name
@@ -72,7 +83,7 @@ def run(  # noqa: PLR0913  # one parameter per option of the command
             from dteframe.engine.launch import run_processes
 
             arguments = ["run", str(recipe), *(overrides or ()), "--runs", str(runs)]
-            arguments += [word for path in plugins or () for word in ("--plugins", str(path))]
+            arguments += plugin_words(plugins)
             flags = {"--resume": resume, "--json": as_json, "--debug": debug}
             arguments += [name for name, is_given in flags.items() if is_given]
             raise typer.Exit(run_processes(processes, [*arguments, "--stop-within", str(stop_within)]))

@@ -10,7 +10,15 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from dteframe.cli.options import AsJson, Debug, Overrides, PluginPaths
+from dteframe.cli.options import (
+    AsJson,
+    Debug,
+    NoLocalPlugins,
+    Overrides,
+    PluginPaths,
+    chosen_plugins,
+    plugin_words,
+)
 from dteframe.cli.talk import INTERRUPTED, as_json_text, say, telling_errors
 from dteframe.engine.run_folder import locked
 from dteframe.errors import DTEFrameError
@@ -72,6 +80,7 @@ def sweep(  # noqa: PLR0913  # one parameter per option of the command
         bool, typer.Option("--dry-run", help="Print the runs and their size; do none.")
     ] = False,
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -81,11 +90,12 @@ def sweep(  # noqa: PLR0913  # one parameter per option of the command
     its newest checkpoint. The folder is printed; DIR/sweep.json says what the runs are, for dteframe compare.
     """
     with telling_errors(debug):
+        plugins = chosen_plugins(plugins, no_local_plugins)
         loaded = load_sweep(sweep_file, overrides or (), lambda recipe: load_registry(plugins, near=recipe))
         say(loaded.notes)
         folder = runs or Path("runs") / sweep_file.stem
         options = [] if processes is None else ["--processes", str(processes)]
-        options += [word for path in plugins or () for word in ("--plugins", str(path))]
+        options += plugin_words(plugins)
         to_do = jobs_of(loaded, folder, options)
         if dry_run:
             sizes = [workload(run.recipe) for run in loaded.runs]

@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from dteframe.cli.loading import load, load_and_say
-from dteframe.cli.options import AsJson, Debug, Overrides, PluginPaths, RecipeFile
+from dteframe.cli.options import (
+    AsJson,
+    Debug,
+    NoLocalPlugins,
+    Overrides,
+    PluginPaths,
+    RecipeFile,
+    chosen_plugins,
+)
 from dteframe.cli.talk import as_json_text, say, telling_errors
 
 DEFAULT_STOPS = ("2:scored", "3:planned", "3:evaluated", "5:finished")
@@ -34,6 +42,7 @@ def verify_resume(  # noqa: PLR0913  # one parameter per option of the command
         typer.Option("--runs", metavar="DIR", help="Keep both run folders here; without, nothing is kept."),
     ] = None,
     plugins: PluginPaths = None,
+    no_local_plugins: NoLocalPlugins = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -47,6 +56,7 @@ def verify_resume(  # noqa: PLR0913  # one parameter per option of the command
     from dteframe.experiments.verify_resume import verify_resume as verified
 
     with telling_errors(debug), ExitStack() as stack:
+        plugins = chosen_plugins(plugins, no_local_plugins)
         loaded, _ = load_and_say(recipe, overrides, plugins)
         evaluates = 3 if loaded.recipe.training.evaluate_every else 0
         sizes = (f"training.max_steps={steps}", f"training.evaluate_every={evaluates}")

@@ -108,7 +108,8 @@ class HuggingFace(Dataset):
                 # What a folder here is made into belongs to this run's cache; downloads to everybody's.
                 cache_dir=str(self.context.cache_folder / "datasets") if is_local else None,
             )
-        except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            # RuntimeError: the dataset is a script, which is never run.
             source = "this folder" if is_local else "the hub (no such folder is here)"
             reason = str(error).rstrip(".")
             raise DataError(

@@ -92,9 +92,15 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         ResumeError: another process holds it; names it.
-        DataError: the folder or its lock cannot be made.
+        DataError: the folder or its lock cannot be made, or it is a link to another.
     """
     path = folder / LOCK
+    for part in (folder, *(folder / name for name in WRITTEN_BY_A_RUN)):
+        if part.is_symlink():
+            raise DataError(
+                f"{part}: is a symbolic link to {os.readlink(part)!r}, and a run would remove files there; "
+                "give the folder itself with --runs, or move the link away"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _lock(path)

@@ -216,7 +216,9 @@ def _load_weights(member: Member, folder: Path) -> None:
     module, processes = member.policy.module, member.processes
     whole: dict[str, Any] = {}
     if processes.is_main:
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=module.dtype, local_files_only=True)
+        saved = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=module.dtype, local_files_only=True, use_safetensors=True
+        )
         whole = saved.state_dict()
     if not processes.are_sharded:
         module.load_state_dict(whole)

@@ -215,12 +215,12 @@ def load_adapter(path: Path) -> Adapter:
         shape = AdapterShape(**json.loads(metadata["dteframe_adapter"])["shape"])
         if not 1 <= shape.num_layers <= len(tensors):
             raise ValueError(f"{shape.num_layers!r} layers in {len(tensors)} tensors")
-        with torch.device("meta"):  # Sizes that somebody wrote into the metadata take no memory.
-            adapter = build_adapter(shape)
         easiness = Easiness(*(tensors.pop(f"easiness.{field.name}").numpy() for field in fields(Easiness)))
         for name, values in asdict(easiness).items():
             if values.shape != (shape.width,):
-                raise ValueError(f"easiness.{name} has shape {values.shape}, not ({shape.width},)")
+                raise ValueError(f"easiness.{name} has shape {values.shape}, embeddings have {shape.width}")
+        with torch.device("meta"):  # Sizes that somebody wrote into the metadata take no memory.
+            adapter = build_adapter(shape)
         adapter.modules.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise DataError(f"{path}: weights and metadata of the adapter do not fit ({error})") from error

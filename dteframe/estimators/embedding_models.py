@@ -115,12 +115,15 @@ def load_encoder(
         ValueError: a text has no tokens.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        module = AutoModel.from_pretrained(folder, dtype=getattr(torch, config.dtype), use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+        # Without the key transformers would ask on the terminal whether to run a folder's own code.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        dtype = getattr(torch, config.dtype)
+        module = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder}: transformers cannot load this folder ({error})") from error
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise DataError(

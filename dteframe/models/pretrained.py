@@ -264,9 +264,12 @@ class Pretrained(Model):
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         with _quiet(), self._read_errors():
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            tokenizer = AutoTokenizer.from_pretrained(
+                file.parent, gguf_file=file.name, trust_remote_code=False
+            )
             module = AutoModelForCausalLM.from_pretrained(
                 file.parent,
+                trust_remote_code=False,
                 gguf_file=file.name,
                 dtype=torch.float32,
                 quantization_config=GgufConfig(dequantize=True),

@@ -121,12 +121,6 @@ def _lists(sections: Sections) -> Iterator[Contradiction]:
 
 
 def _schedule(training: TrainingConfig) -> Iterator[Contradiction]:
-    if training.warmup_steps > training.max_steps:
-        yield (
-            ("training", "warmup_steps"),
-            f"{training.warmup_steps} is more than training.max_steps {training.max_steps}, so the learning "
-            "rate would never be reached; lower it too",
-        )
     if training.min_lr_rate is not None and training.lr_scheduler_type != "cosine_with_min_lr":
         yield (
             ("training", "min_lr_rate"),
@@ -245,6 +239,13 @@ def notes(sections: Sections) -> Iterator[Contradiction]:
             "so importance ratios to the whole policy are not exact",
         )
     training = sections.training
+    if training is not None and training.warmup_steps > training.max_steps:
+        yield (
+            ("training", "warmup_steps"),
+            f"{training.warmup_steps} is more than training.max_steps {training.max_steps}, so the learning "
+            f"rate ends at {training.max_steps / (training.warmup_steps + 1):.0%} of "
+            f"training.learning_rate {training.learning_rate:g}",
+        )
     if training is not None and not training.float32_master_weights:
         yield (
             ("training", "float32_master_weights"),

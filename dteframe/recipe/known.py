@@ -8,7 +8,7 @@ from dteframe.contracts import KINDS
 from dteframe.recipe.document import KeyPath
 from dteframe.recipe.messages import nearest
 from dteframe.recipe.schema import TOP_LEVEL, TrainingConfig
-from dteframe.registry import Registry, suggestion
+from dteframe.registry import Registry
 
 FOREIGN_NAMES = {
     "B": "training.questions_per_step",
@@ -87,7 +87,7 @@ class Unknown:
             known = ", ".join(self.registry.names(kind))
             advice = f"{name!r} is a plugin of {' and '.join(others)} (known: {known})"
         else:
-            advice = suggestion(name, self.registry.names(kind))
+            advice = self.registry.advice(kind, name)
         return f"there is no {kind} {name!r}; {advice}"
 
     def meant(self, path: KeyPath, known: Sequence[str]) -> str | None:

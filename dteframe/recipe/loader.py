@@ -86,7 +86,8 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Loa
     if draft.problems:
         raise RecipeError([problem for _, problem in sorted(draft.problems, key=lambda item: item[0])])
     assert recipe is not None
-    return LoadedRecipe(recipe, tuple(draft.notes), path)
+    broken = [f"{problem}; left out, the recipe does not need it" for problem in registry.broken]
+    return LoadedRecipe(recipe, (*draft.notes, *broken), path)
 
 
 def _drop_keys_of_former_types(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, final
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dteframe import (
     BatchArithmetic,
@@ -86,6 +87,18 @@ class VLLMRolloutConfig(RolloutConfig):
     weights_folder: str | None = None
     """Where new weights are laid down for a server or for worker processes, which must see the same folder;
     null: ``/dev/shm``. Holds about 1 GiB, or the largest weight."""
+
+    @field_validator("server_base_url")
+    @classmethod
+    def _is_a_url(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # such as a port that is no number
+            is_whole = False
+        if not is_whole or not url.isprintable() or " " in url:
+            raise ValueError(f"{url!r} is no URL of a server; give one like http://host:8000")
+        return url
 
     @classmethod
     def example(cls, folder: Path) -> VLLMRolloutConfig:
