@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
+    if options.steps < FIRST_STEPS + EVERY:
+        parser.error(f"--steps: at least {FIRST_STEPS + EVERY}, for what is measured begins at {FIRST_STEPS}")
     options.folder.mkdir(parents=True, exist_ok=True)
     watch, written, foretold = soak(options.folder, options.steps)
     lines, failed = [], []
