@@ -73,7 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def work_of(micro_batch: MicroBatch) -> str:
     """Word a micro-batch: how large it is, padding included."""
     num_lines, length = micro_batch.shape
-    return f"a micro-batch of {num_lines} x {length} tokens"
+    return f"a micro-batch of {len(micro_batch.rows)} completions, {num_lines * length} tokens"
 
 
 def remedies_for(rows: Sequence[Row], micro_batch_tokens: int) -> tuple[str, ...]:
