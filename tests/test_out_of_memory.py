@@ -62,8 +62,8 @@ def test_an_update_that_runs_out_of_memory_names_the_micro_batch_and_what_to_cha
     )
     message = (
         r"update: 'cpu' is out of memory at a micro-batch of \d+ completions, \d+ tokens, which wanted "
-        r"another [\d.]+ MiB; lower training\.micro_batch_tokens \(16384\), set training\.gradient_checkpointing, "
-        r"set model\.lora or lower rollout\.max_completion_length "
+        r"another [\d.]+ MiB; lower training\.micro_batch_tokens \(16384\), set "
+        r"training\.gradient_checkpointing, set model\.lora or lower rollout\.max_completion_length "
         r"runs/tiny: the same command with --resume starts over: no checkpoint yet"
     )
     assert re.search(message, told), told
