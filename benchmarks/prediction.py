@@ -34,10 +34,13 @@ BATCHES, GROUPS_PER_BATCH = 4, 512
 ESTIMATORS = {
     "beta_posterior": {"type": "beta_posterior"},
     "attention, 32 rolled out": {"type": "attention", "reference_size": 32},
+    "attention, 128 rolled out": {"type": "attention", "reference_size": 128},
+    "attention, 128 training": {"type": "attention", "references": "training", "reference_size": 128},
+    "history_and_attention, 128": {"type": "history_and_attention", "reference_size": 128},
     "attention, 256 rolled out": {"type": "attention"},
+    "attention, 256 training": {"type": "attention", "references": "training"},
+    "history_and_attention, 256": {"type": "history_and_attention"},
     "attention, remembered": {"type": "attention", "reference_half_life": 200.0},
-    "attention, training": {"type": "attention", "references": "training"},
-    "history_and_attention": {"type": "history_and_attention"},
     "policy_probe": {"type": "policy_probe"},
 }
 

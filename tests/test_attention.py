@@ -66,15 +66,18 @@ def test_large_scores_do_not_overflow():
 
 
 def test_leaving_one_out_predicts_a_reference_from_the_others_alone():
-    equal = np.zeros((3, 3))
-    np.testing.assert_allclose(
-        attention_math.leave_one_out(equal, np.array([1.0, 0.0, 0.5])), [0.25, 0.75, 0.5]
-    )
+    equal, rates = np.zeros((3, 3)), np.array([1.0, 0.0, 0.5])
+    np.testing.assert_allclose(attention_math.leave_one_out(equal, [1.0], rates), [[0.25, 0.75, 0.5]])
     only_itself = 1000 * np.eye(3)  # where (p - a y) / (1 - a) would be 0 / 0
-    np.testing.assert_allclose(
-        attention_math.leave_one_out(only_itself, np.array([1.0, 0.0, 0.5])), [0.25, 0.75, 0.5]
-    )
+    np.testing.assert_allclose(attention_math.leave_one_out(only_itself, [1.0], rates), [[0.25, 0.75, 0.5]])
     assert equal[0, 0] == 0.0
+
+
+def test_each_temperature_leaves_one_out_with_its_own_scores():
+    # the first attends with exp(log 9) and 1, twice as warm with 3 and 1; the last reference counts twice
+    scores = np.log([[1.0, 9.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    found = attention_math.leave_one_out(scores, [1.0, 2.0], np.array([0.5, 1.0, 0.0]), np.array([1, 1, 2]))
+    np.testing.assert_allclose(found, [[9 / 11, 1 / 6, 3 / 4], [3 / 5, 1 / 6, 3 / 4]])
 
 
 def test_leave_one_out_statistics_are_those_of_the_other_references():
@@ -125,7 +128,7 @@ def test_shuffled_labels_give_a_leave_one_out_slope_near_zero_where_the_in_sampl
         scores = 2 * rng.normal(size=(256, 256))  # says nothing about the rates
         np.fill_diagonal(scores, math.log(256 * 0.3 / 0.7 * math.exp(2**2 / 2)))  # own share about 0.3
         in_sample.append(attention_math.fit_line(attention_math.attend(scores, rates), rates).unlimited_slope)
-        out = attention_math.leave_one_out(scores, rates)
+        out = attention_math.leave_one_out(scores, [1.0], rates)[0]
         left_out.append(attention_math.fit_line(out, rates).unlimited_slope)
     assert np.mean(in_sample) > 1.2
     assert abs(np.mean(left_out)) < 0.1
@@ -152,16 +155,32 @@ def test_embeddings_are_centred_and_scaled_and_equal_ones_become_zero(monkeypatc
     assert not equal.any()
 
 
-def test_attention_in_pieces_is_that_of_the_whole_matrix_of_scores(monkeypatch):
+@pytest.mark.parametrize("length", [1.0, 40.0])  # 40: scores up to 1600, whose exponentials overflow
+def test_attention_in_pieces_is_that_of_the_whole_matrix_of_scores(monkeypatch, length):
     rng = np.random.default_rng(0)
-    queries, keys = rng.normal(size=(23, 4)).astype("f4"), 30 * rng.normal(size=(5, 4)).astype("f4")
-    rates, offsets = rng.random(5), np.log(rng.random(5)).astype("f4")
+    queries, keys = (length * rng.normal(size=(size, 4)).astype("f4") for size in (23, 5))
+    rates, trials = rng.random(5), rng.random(5)
+    longest = float(np.linalg.norm(queries, axis=1).max())
     for scores_at_once in (2**18, 5 * 7, 1):
         monkeypatch.setattr(attention_math, "SCORES_AT_ONCE", scores_at_once)
-        for added in (None, offsets):
-            scores = (queries @ keys.T / 0.5).astype(np.float64) + (0 if added is None else added)
-            found = attention_math.attend_from(queries, keys, 0.5, added, rates)
-            np.testing.assert_allclose(found, attention_math.attend(scores, rates), rtol=1e-5)
+        for counted in (None, trials):
+            found = attention_math.attend_from(queries, longest, keys, rates, counted)
+            scores = (queries @ keys.T).astype(np.float64)
+            np.testing.assert_allclose(found, attention_math.attend(scores, rates, counted), rtol=2e-5)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_scores_whose_maximum_is_not_taken_off_are_as_exact_as_others(sign):
+    rng = np.random.default_rng(0)
+    query = np.array([[sign, 0.0]])
+    keys = (
+        0.999 * attention_math.SAFE_SCORE * np.array([[1.0, 0.0], [0.999, 0.0]] * 128)
+    )  # all near 60 or -60
+    rates, trials = rng.random(256), rng.uniform(0.5, 64, 256)
+    found = attention_math.attend_from(query.astype("f4"), 1.0, keys.astype("f4"), rates, trials)
+    scores = query @ keys.T
+    assert abs(scores).max() < attention_math.SAFE_SCORE
+    np.testing.assert_allclose(found, attention_math.attend(scores, rates, trials), atol=2e-6)
 
 
 def test_correlation_of_a_constant_is_undefined():

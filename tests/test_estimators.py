@@ -9,6 +9,7 @@ import pytest
 
 from dteframe import Context, Observation, Question
 from dteframe.beta_binomial import log_likelihood, mixed_probability, parameters
+from dteframe.estimators.attention import AttentionConfig, AttentionEstimator
 from dteframe.estimators.beta_posterior import BetaPosteriorConfig, BetaPosteriorEstimator
 from dteframe.estimators.history_and_attention import (
     HistoryAndAttentionConfig,
@@ -237,6 +238,29 @@ def test_prior_and_record_are_put_together_by_hand(context):
     np.testing.assert_allclose(estimate.evidence, [16, 16, 1, 1])
     assert estimate.figures["prior_rollouts"] == 8.0
     assert "history_persistence_rollout_steps" not in estimate.figures
+
+
+@pytest.mark.parametrize("references", ["training", "rolled_out"])
+def test_a_question_without_a_record_has_the_estimate_of_attention_to_the_last_bit(context, references):
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(60, 8)).astype(np.float32)
+    options = {"references": references, "reference_size": 20}
+    attention = AttentionEstimator(AttentionConfig(**options), context)
+    attention.start(questions_of(60), encoder_of(embeddings))
+    both = with_history(context, embeddings, prior_rollouts=3.0, **options), attention  # 3 m / 3 is not m
+    for step in range(6):
+        wanted = [estimator.references(np.random.default_rng(step)) for estimator in both]
+        assert wanted[0] == wanted[1]
+        asked = [int(name[1:]) for name in wanted[0]] or rng.choice(40, 12, replace=False)
+        asked = [place for place in asked if place < 40]
+        purpose = "train" if references == "training" else "reference"
+        seen = observed(asked, rng.integers(9, size=len(asked)), version=10 * step, purpose=purpose)
+        for estimator in both:
+            estimator.observe(seen)
+        history, alone = (estimator.predict(10 * step + 5) for estimator in both)
+        assert history.mean[40:].tolist() == alone.mean[40:].tolist()
+        assert history.evidence[40:].tolist() == alone.evidence[40:].tolist()
+        assert history.mean[asked].tolist() != alone.mean[asked].tolist()
 
 
 def figures_after(context, rates_at, num_steps=40):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float, Num
 
 MIN_RATE = 1e-4
@@ -20,63 +22,102 @@ EVIDENCE_LIMITS = (1.0, 64.0)
 some rollouts each cannot show more."""
 SCORES_AT_ONCE = 2**18
 """Attention scores that are in memory at a time: 1 MiB, which fits a core's cache."""
+SAFE_SCORE = 60.0
+"""Scores that cannot be larger, either way, need no maximum taken off before the exponential: exp(60) times
+the rollouts of all references is as far from float32's largest number as exp(-60) is from its smallest."""
 ROWS_AT_ONCE = 4096
 """Embeddings that are in memory at a time where a whole pool is changed."""
 
 
 def attend(
-    scores: Float[np.ndarray, "queries references"], rates: Float[np.ndarray, "references"]
+    scores: Float[np.ndarray, "queries references"],
+    rates: Float[np.ndarray, "references"],
+    trials: Num[np.ndarray, "references"] | None = None,
 ) -> Float[np.ndarray, "queries"]:
     """Average the references' success rates with softmax weights; -inf leaves a reference out.
 
-    Source: DOTS, arXiv:2506.05316, 4.1.
+    Each counts as often as it has ``trials``, or all alike.
+
+    Source: DOTS, arXiv:2506.05316, 4.1; different trials are ours.
     """
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    weighted = weights @ rates.astype(weights.dtype)
-    return np.asarray(weighted / weights.sum(axis=1), np.float64)
+    return _averages(weights, _columns(rates, trials, weights.dtype))
 
 
 def attend_from(
     queries: Float[np.ndarray, "queries width"],
+    longest_query: float,
     keys: Float[np.ndarray, "references width"],
-    temperature: float,
-    offsets: Float[np.ndarray, "references"] | None,
     rates: Float[np.ndarray, "references"],
+    trials: Num[np.ndarray, "references"] | None = None,
 ) -> Float[np.ndarray, "queries"]:
-    """Compute ``attend(queries @ keys.T / temperature + offsets, rates)`` of any number of float32 queries.
+    """Compute ``attend(queries @ keys.T, rates, trials)`` of any number of float32 queries.
 
     The scores are made and used a few rows at a time, in place, so that they stay in the processor's cache:
-    most of the time goes into the product.
+    most of the time goes into the product, the rest into the exponentials.
+
+    Args:
+        queries: what attends.
+        longest_query: no query is longer; it says how large scores may be.
+        keys: over the temperature.
+        rates: of the references.
+        trials: as for ``attend``.
     """
     rows = max(1, SCORES_AT_ONCE // len(keys))
+    columns = _columns(rates, trials, np.float32)
+    is_safe = longest_query * float(np.linalg.norm(keys, axis=1).max()) <= SAFE_SCORE
     scores = np.empty((min(rows, len(queries)), len(keys)), np.float32)
-    rates = rates.astype(np.float32)
     mean = np.empty(len(queries))
     for first in range(0, len(queries), rows):
         part = scores[: len(queries) - first]
         np.matmul(queries[first : first + rows], keys.T, out=part)
-        part /= np.float32(temperature)
-        if offsets is not None:
-            part += offsets
-        part -= part.max(axis=1, keepdims=True)
+        if not is_safe:
+            part -= part.max(axis=1, keepdims=True)
         np.exp(part, out=part)
-        mean[first : first + rows] = part @ rates / part.sum(axis=1)
+        mean[first : first + rows] = _averages(part, columns)
     return mean
 
 
 def leave_one_out(
-    scores: Float[np.ndarray, "references references"], rates: Float[np.ndarray, "references"]
-) -> Float[np.ndarray, "references"]:
-    """Predict each reference from the others only: the diagonal is masked before the softmax.
+    scores: Float[np.ndarray, "references references"],
+    temperatures: Sequence[float],
+    rates: Float[np.ndarray, "references"],
+    trials: Num[np.ndarray, "references"] | None = None,
+) -> Float[np.ndarray, "temperatures references"]:
+    """Predict each reference from the others only, with the scores over each of the temperatures.
 
-    Taking the own share out of the finished average, (p - a y) / (1 - a), is unstable where a reference
-    attends almost only to itself. A single reference has no others and gets 0.5.
+    The diagonal is masked before the softmax: taking the own share out of the finished average, (p - a y) /
+    (1 - a), is unstable where a reference attends almost only to itself. A single reference has no others and
+    gets 0.5.
     """
     if len(rates) == 1:
-        return np.array([0.5])
+        return np.full((len(temperatures), 1), 0.5)
     masked = scores.copy()
     np.fill_diagonal(masked, -np.inf)
-    return attend(masked, rates)
+    masked -= masked.max(axis=1, keepdims=True)
+    columns, weights = _columns(rates, trials, masked.dtype), np.empty_like(masked)
+    predicted = np.empty((len(temperatures), len(rates)))
+    for row, temperature in enumerate(temperatures):
+        np.multiply(masked, masked.dtype.type(1 / temperature), out=weights)
+        predicted[row] = _averages(np.exp(weights, out=weights), columns)
+    return predicted
+
+
+def _columns(
+    rates: Float[np.ndarray, "references"],
+    trials: Num[np.ndarray, "references"] | None,
+    dtype: npt.DTypeLike,
+) -> Float[np.ndarray, "references 2"]:
+    """Give what weights are multiplied with: successes and trials."""
+    counted = np.ones(len(rates)) if trials is None else trials
+    return np.stack([rates * counted, counted], axis=1).astype(dtype)
+
+
+def _averages(
+    weights: Float[np.ndarray, "queries references"], columns: Float[np.ndarray, "references 2"]
+) -> Float[np.ndarray, "queries"]:
+    sums = weights @ columns
+    return np.asarray(sums[:, 0] / sums[:, 1], np.float64)
 
 
 def rate_statistics(rates: Float[np.ndarray, "references"]) -> Float[np.ndarray, "2"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from pydantic import Field
 
 from dteframe import Context, EstimatorConfig, Observation, Question, TextEncoder
@@ -29,7 +29,7 @@ SCORE_TEMPERATURES = (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0)
 """What is tried without an adapter: from nearly the nearest reference alone to nearly the mean of all."""
 SAME_EMBEDDING_COSINE = 0.99
 """Below this a question's embedding is not the one of the checkpoint: rounding on another device is above."""
-TRAINING_HALF_LIFE = 50.0
+TRAINING_HALF_LIFE = 200.0
 """Of ``reference_half_life: null`` with ``references: training``, in steps."""
 MAX_REMEMBERED = 512
 """Rolled-out references of earlier plans that are looked at at most: each is compared with each."""
@@ -45,7 +45,7 @@ class AttentionOptions(EstimatorConfig):
     """Whose success rates are attended to: of questions rolled out for it at each plan, or of those that
     training measured anyway, which cost nothing and are a little outdated."""
     reference_half_life: float | None = Field(default=None, gt=0)
-    """Steps after which a measured group counts for half. null: 50 with ``references: training``; of
+    """Steps after which a measured group counts for half. null: 200 with ``references: training``; of
     rolled-out references those of the newest plan alone count, as in the paper. A number there keeps earlier
     plans' references too, aged: many more of them at the same price."""
     embeddings: EmbeddingsConfig = PolicyEmbeddings()
@@ -121,10 +121,11 @@ class AttentionPredictor:
             folder, size = context.cache_folder / "embeddings", self._adapter.shape.hidden_width
             self._queries = scratch_matrix(folder, len(embeddings), size)
             self._easiness = np.empty(len(embeddings))
-            for first in range(0, len(embeddings), attention_math.ROWS_AT_ONCE):
-                rows = slice(first, first + attention_math.ROWS_AT_ONCE)
+            for rows in self._pieces():
                 self._queries[rows] = self._adapter.transform("query", embeddings[rows])
                 self._easiness[rows] = self._adapter.easiness.of(embeddings[rows])
+        lengths = (float(np.linalg.norm(self._queries[rows], axis=1).max()) for rows in self._pieces())
+        self._longest_query = max(lengths)
 
     def draw(self, rng: np.random.Generator) -> tuple[str, ...]:
         """Draw the questions to roll out uniformly without replacement, if any are to be."""
@@ -153,22 +154,21 @@ class AttentionPredictor:
         references = self._references.at(policy_version)
         if not len(references):
             return None
-        rates, offsets = references.rates, _offsets(references)
+        rates, trials = references.rates, None if references.are_alike else references.trials
         keys = self._keys(references.positions)
         own_scores = self._queries[references.positions] @ keys.T
-        temperature = self._score_temperature(own_scores, references)
-        own_scores /= np.float32(temperature)
-        own_scores = _with_offsets(own_scores, offsets)
+        temperature, left_out = self._attend_among(references, own_scores, trials)
+        keys /= np.float32(temperature)
         queries = self._queries if positions is None else self._queries[positions]
         if self._adapter is None:
-            left_out = attention_math.leave_one_out(own_scores, rates)
-            mean = attention_math.attend_from(queries, keys, temperature, offsets, rates)
+            mean = attention_math.attend_from(queries, self._longest_query, keys, rates, trials)
         else:
             easiness = self._easiness if positions is None else self._easiness[positions]
             prior = Prior(self._easiness[references.positions], references)
-            left_out = prior.left_out(own_scores)
+            own_scores /= np.float32(temperature)
+            left_out = prior.left_out(own_scores if trials is None else own_scores + np.log(trials))
             deviations = rates - prior.of(prior.easiness)
-            mean = attention_math.attend_from(queries, keys, temperature, offsets, deviations)
+            mean = attention_math.attend_from(queries, self._longest_query, keys, deviations, trials)
             mean += prior.of(easiness)
             if len(rates) > 1:
                 statistics = attention_math.leave_one_out_statistics(rates)
@@ -186,8 +186,7 @@ class AttentionPredictor:
         if correlation is not None:
             figures["leave_one_out_pearson"] = correlation
         if self._options.recalibrate == "leave_one_out":
-            weights = None if offsets is None else references.trials
-            line = attention_math.fit_line(left_out, rates, weights)
+            line = attention_math.fit_line(left_out, rates, trials)
             mean, left_out = line.apply(mean), line.apply(left_out)
             figures["recalibration_slope"] = line.slope
             figures["recalibration_intercept"] = line.intercept
@@ -226,24 +225,29 @@ class AttentionPredictor:
         keys = self._adapter.transform("reference", self._embeddings[positions])
         return np.asarray(keys / np.float32(np.sqrt(keys.shape[1])))
 
-    def _score_temperature(
-        self, scores: Float[np.ndarray, "references references"], references: ReferenceSet
-    ) -> float:
-        """Give the recipe's, the adapter's, or the one under which the references predict each other best."""
-        if self._options.score_temperature is not None:
-            return self._options.score_temperature
-        if self._adapter is not None:
-            return 1.0
-        rates, offsets = references.rates, _offsets(references)
+    def _attend_among(
+        self,
+        references: ReferenceSet,
+        scores: Float[np.ndarray, "references references"],
+        trials: Num[np.ndarray, "references"] | None,
+    ) -> tuple[float, Float[np.ndarray, "references"]]:
+        """Predict the references from each other; give the temperature too.
+
+        It is the recipe's, the adapter's, or the one under which they predict each other best.
+        """
+        given = self._options.score_temperature or (None if self._adapter is None else 1.0)
+        temperatures = SCORE_TEMPERATURES if given is None else (given,)
+        predicted = attention_math.leave_one_out(scores, temperatures, references.rates, trials)
         likelihoods = [
-            attention_math.log_likelihood(
-                attention_math.leave_one_out(_with_offsets(scores / np.float32(temperature), offsets), rates),
-                references.successes,
-                references.trials,
-            )
-            for temperature in SCORE_TEMPERATURES
+            attention_math.log_likelihood(row, references.successes, references.trials) for row in predicted
         ]
-        return SCORE_TEMPERATURES[int(np.argmax(likelihoods))]
+        best = int(np.argmax(likelihoods))
+        return temperatures[best], predicted[best]
+
+    def _pieces(self) -> list[slice]:
+        """Split the pool into as many rows as are in memory at a time."""
+        size = attention_math.ROWS_AT_ONCE
+        return [slice(first, first + size) for first in range(0, len(self._queries), size)]
 
     def _load_adapter(self, embedder_id: str, width: int) -> Adapter | None:
         if self._options.adapter is None:
@@ -269,14 +273,3 @@ def _reference_record(options: AttentionOptions, num_questions: int) -> RolledOu
         return RolledOutReferences(num_questions)
     size = max(MAX_REMEMBERED, options.reference_size)
     return AgedReferences(num_questions, size, half_life, only_rolled_out=True)
-
-
-def _offsets(references: ReferenceSet) -> Float[np.ndarray, "references"] | None:
-    """Raise scores so that each reference weighs as much as it has; None where all are alike."""
-    return None if references.are_alike else np.log(references.trials).astype(np.float32)
-
-
-def _with_offsets(
-    scores: Float[np.ndarray, "queries references"], offsets: Float[np.ndarray, "references"] | None
-) -> Float[np.ndarray, "queries references"]:
-    return scores if offsets is None else np.asarray(scores + offsets)

@@ -68,7 +68,7 @@ class HistoryAndAttentionEstimator(Estimator):
     which the groups that came were likeliest, each judged before it was taken in: a good predictor earns a
     large kappa, a fast policy a small D. A half-life in place of D would be chosen by the questions that are
     asked again and again, and let those fade that a selector turned away from. A question without a record
-    has the attention estimate with the attention's own evidence.
+    has mean and evidence of ``attention`` with the same options, to the last bit.
 
     Figures: those of the attention, ``prior_rollouts`` and ``history_persistence_rollout_steps`` (left out
     while it is without end).
@@ -116,12 +116,13 @@ class HistoryAndAttentionEstimator(Estimator):
         if attention is None:
             known = np.maximum(trials, 1e-12)
             return SuccessEstimate(ids, np.where(trials > 0, successes / known, 0.5), trials)
-        evidence = np.where(trials > 0, kappa, attention.evidence) + trials
+        has_record = trials > 0
+        evidence = np.where(has_record, kappa, attention.evidence) + trials
         figures = {**attention.figures, "prior_rollouts": kappa}
         if np.isfinite(persistence):
             figures["history_persistence_rollout_steps"] = persistence
-        mean = np.clip((kappa * attention.mean + successes) / (kappa + trials), 0.0, 1.0)  # rounding
-        return SuccessEstimate(ids, mean, evidence, figures)
+        blended = np.clip((kappa * attention.mean + successes) / (kappa + trials), 0.0, 1.0)  # rounding
+        return SuccessEstimate(ids, np.where(has_record, blended, attention.mean), evidence, figures)
 
     def state_dict(self) -> State:
         """Give the measurements and the likelihoods."""
