@@ -17,6 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dteframe.errors import RecipeError
 from dteframe.memory_plan import device_bytes, memory_plan
 from dteframe.plan_text import memory_text, plan_text, workload
 from dteframe.recipe import load_recipe
+from dteframe.recipe.document import MAX_VALUES
 from dteframe.recipe.loader import LoadedRecipe
 from dteframe.registry import Registry
 
@@ -294,7 +296,11 @@ def _in_text(rng: random.Random, text: bytes, corpus: Corpus) -> bytes:
 def _tree(text: bytes) -> Any:
     try:
         tree = yaml.load(text, yaml.CSafeLoader)
-        json.dumps(tree, default=str)  # An alias of itself would never end.
+        # An alias of itself would never end, and a bomb's values would take gigabytes.
+        num_values = sum(1 for _ in islice(_places(tree), MAX_VALUES + 1))
+        if num_values > MAX_VALUES:
+            return None
+        json.dumps(tree, default=str)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError):
         return None
     return tree
