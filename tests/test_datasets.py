@@ -15,6 +15,7 @@ from dteframe.datasets.files import Files, FilesConfig
 from dteframe.datasets.huggingface import HuggingFace, HuggingFaceConfig
 from dteframe.datasets.reasoning_gym import ReasoningGym, ReasoningGymConfig, TaskConfig
 from dteframe.gym_entries import from_json, to_json
+from dteframe.gym_short import SHORT_FORMS
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 ROWS = [{"question": f"{left}+1=", "answer": left + 1, "level": left} for left in range(4)]
@@ -424,6 +425,53 @@ def test_a_task_that_draws_from_the_global_generator_is_repeatable(told):
     first = gym(told, [TaskConfig(name="codeio")], size=3).load()
     random.seed(6)
     assert gym(told, [TaskConfig(name="codeio")], size=3).load() == first
+
+
+ENTRIES = {
+    "chain_sum": {"answer": "-8", "metadata": {"expression": "60 + 7 - 75"}},
+    "spell_backward": {"answer": "nus", "metadata": {"word": "sun"}},
+    "letter_counting": {"answer": "3", "metadata": {"target_letter": "e", "span": ["Eel", "a", "the"]}},
+    "base_conversion": {
+        "answer": "11110011",
+        "metadata": {"source_base": 11, "target_base": 2, "source_repr": "201", "decimal_value": 243},
+    },
+}
+"""As reasoning-gym's tasks write them, as far as short forms read them."""
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "solution"),
+    [
+        ("chain_sum", "60+7-75=", "67 -8:-8"),
+        ("spell_backward", "sun", ":nus"),
+        ("letter_counting", "e:Eel a the", "2 2 3:3"),
+        ("base_conversion", "11>2:201", "243:11110011"),
+    ],
+)
+def test_a_short_form_asks_in_few_characters_and_works_out_the_answer(name, question, solution):
+    assert SHORT_FORMS[name](ENTRIES[name]) == (question, solution)
+
+
+@pytest.mark.parametrize("name", SHORT_FORMS)
+def test_short_questions_of_a_task_have_solutions_that_end_in_the_answer(told: Told, name):
+    with_solutions = gym(told, [TaskConfig(name=name, short=True, solutions=True)], size=12).load()
+    for question in with_solutions.train:
+        assert question.solution.rpartition(":")[2] == question.answer
+        assert len(question.text) < len(question.columns["entry"]["question"])
+    without = gym(told, [TaskConfig(name=name, short=True)], size=12).load()
+    assert [question.solution for question in without.train] == [None] * 12
+    assert [question.text for question in without.train] == [
+        question.text for question in with_solutions.train
+    ]
+
+
+def test_what_has_no_short_form_is_refused_with_what_has():
+    with pytest.raises(
+        ValidationError, match="'codeio' has no short form; those that have one: base_conversion"
+    ):
+        TaskConfig(name="codeio", short=True)
+    with pytest.raises(ValidationError, match="only short questions have worked solutions; set short too"):
+        TaskConfig(name="chain_sum", solutions=True)
 
 
 @pytest.mark.parametrize(

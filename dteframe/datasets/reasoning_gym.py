@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, final
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from dteframe import Component, DataError, Dataset, PluginConfig, Question, Questions, hookimpl
 from dteframe.datasets.columns import PromptConfig
 from dteframe.datasets.mixture import divided
 from dteframe.gym_entries import make_task, to_json
+from dteframe.gym_short import SHORT_FORMS
 
 FEWEST_REPEATS = 1000
 """Questions in a row that all repeat others before a task is given up."""
@@ -36,6 +37,21 @@ class TaskConfig(BaseModel):
     """Share of the questions, in any unit."""
     options: dict[str, Any] = {}
     """The task's own options, under reasoning-gym's names; ``seed`` and ``size`` are the dataset's."""
+    short: bool = False
+    """Ask in a few characters in place of the task's own words (``6+7-9=``), for models made from scratch:
+    ``base_conversion``, ``chain_sum``, ``letter_counting`` and ``spell_backward``."""
+    solutions: bool = False
+    """Give worked solutions to warm up on, which end in a colon and the answer (``13 4:4``); needs
+    ``short``."""
+
+    @model_validator(mode="after")
+    def _has_a_short_form(self) -> Self:
+        if self.solutions and not self.short:
+            raise ValueError("solutions: only short questions have worked solutions; set short too")
+        if self.short and self.name not in SHORT_FORMS:
+            known = ", ".join(SHORT_FORMS)
+            raise ValueError(f"short: {self.name!r} has no short form; those that have one: {known}")
+        return self
 
 
 class ReasoningGymConfig(PromptConfig):
@@ -130,13 +146,16 @@ class ReasoningGym(Dataset):
         return questions
 
     def _question(self, question_id: str, task: TaskConfig, entry: dict[str, Any]) -> Question:
-        text = str(entry["question"]).strip()
+        text, solution = str(entry["question"]).strip(), None
+        if task.short:
+            text, solution = SHORT_FORMS[task.name](entry)
         return Question(
             id=question_id,
             text=text,
             prompt=self.config.prompt(text),
             # Tasks without a single right answer have none here; their score asks for the entry alone.
             answer="" if entry["answer"] is None else str(entry["answer"]),
+            solution=solution if task.solutions else None,
             columns={"task": task.name, "options": to_json(task.options), "entry": to_json(entry)},
         )
 
