@@ -1,7 +1,7 @@
 """Short forms of some of reasoning-gym's tasks, with worked solutions: what a tiny model can be warmed up on.
 
-The tasks' own words take a hundred characters to ask for a sum of two. A short form asks in as few as do, and its
-worked solution writes down what comes in between and then the answer behind a colon.
+The tasks' own words take a hundred characters to ask for a sum of two. A short form asks in as few as do, and
+its worked solution writes down what comes in between and then the answer behind a colon.
 """
 
 from __future__ import annotations
