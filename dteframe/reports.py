@@ -83,8 +83,15 @@ class ForecastReport(StageReport):
     """The same among the uniformly drawn ones: what selection has to beat."""
     pearson: float | None = None
     """Correlation of predicted and measured success rates; None where either does not vary."""
+    pearson_ceiling: float | None = None
+    """What that would be if the true rates had been predicted: few rollouts measure a rate roughly. None
+    where a group is a single rollout."""
+    spearman: float | None = None
+    """Correlation of the ranks of predicted and measured success rates."""
     brier: float | None = None
-    """Mean squared difference of the same."""
+    """Mean squared difference of predicted and measured success rates."""
+    brier_floor: float | None = None
+    """What that would be if the true rates had been predicted: the chance in the measured ones."""
     nll_nats: float | None = None
     """Negative log-likelihood of the groups under the estimates, mean per rollout."""
     constant_nll_nats: float | None = None

@@ -8,7 +8,14 @@ from tiny_run import rows, run_tiny
 
 from dteframe.engine import advice, forecasts
 from dteframe.engine.advice import lower_end
-from dteframe.engine.agreement import constant_nll_nats, nll_nats, slope_with_error
+from dteframe.engine.agreement import (
+    brier_floor,
+    constant_nll_nats,
+    nll_nats,
+    pearson_ceiling,
+    ranks,
+    slope_with_error,
+)
 from dteframe.engine.forecasts import RecentForecasts
 from dteframe.records import BatchArithmetic, Completion, Group, SuccessEstimate
 
@@ -30,6 +37,21 @@ def test_a_slope_and_its_error_by_hand():
     # The line is 1/8 + 3/4 x: what is left is 1/8, -1/4, 1/8, with squares 6/64, over 1 degree and 1/2
     assert error == pytest.approx(np.sqrt(6 / 64 / (1 / 2)))
     assert slope_with_error(np.full(5, 0.5), np.arange(5.0)) == (None, None)
+
+
+def test_what_chance_leaves_to_a_perfect_forecast_by_hand():
+    # Rates 1/2, 1, 0: chance is (1/4 + 0 + 0) / 3 / 3 = 1/36 of a variance of 1/6
+    solved, tried = np.array([2.0, 4.0, 0.0]), np.array([4.0, 4.0, 4.0])
+    assert brier_floor(solved, tried) == pytest.approx(1 / 36)
+    assert pearson_ceiling(solved, tried) == pytest.approx(np.sqrt(5 / 6))
+    assert brier_floor(solved / 4, np.ones(3)) is None and pearson_ceiling(solved / 4, np.ones(3)) is None
+    assert pearson_ceiling(np.full(3, 2.0), tried) is None  # equal rates
+    assert pearson_ceiling(np.array([1.0, 2.0]), np.array([2.0, 4.0])) is None  # equal rates of other counts
+    assert pearson_ceiling(np.array([1.0, 2.0, 3.0]), tried) == 0.0  # less variance than chance alone has
+
+
+def test_equal_values_share_their_rank():
+    assert ranks(np.array([5.0, -1.0, 5.0, 2.0])).tolist() == pytest.approx([5 / 6, 0, 5 / 6, 1 / 3])
 
 
 def test_nats_per_rollout_by_hand():
@@ -64,6 +86,8 @@ def test_chosen_and_uniform_groups_are_counted_apart_and_scored_together(monkeyp
     assert (report.num_groups, report.num_chosen_groups, report.num_uniform_groups) == (4, 2, 3)
     assert (report.chosen_informative_fraction, report.uniform_informative_fraction) == (0.0, 2 / 3)
     assert (report.pearson, report.brier, report.slope) == pytest.approx((1.0, 0.0, 1.0))
+    assert (report.spearman, report.brier_floor) == pytest.approx((1.0, 1 / 24))  # 1/4 of 3, of two in four
+    assert report.pearson_ceiling == pytest.approx(np.sqrt(1 - (1 / 24) / (1 / 8)))
     assert report.nll_nats < report.constant_nll_nats
     again = RecentForecasts.from_state(recent.state_dict())
     assert again.report() == report

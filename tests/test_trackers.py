@@ -79,7 +79,7 @@ def plan_report(step: int) -> PlanReport:
 
 
 def with_forecasts(report: StepReport) -> StepReport:
-    forecasts = ForecastReport(64, 40, 50, 0.8, 0.6, 0.5, 0.125, 0.6, 0.69, 0.9, 0.2)
+    forecasts = ForecastReport(64, 40, 50, 0.8, 0.6, 0.5, 0.75, 0.45, 0.125, 0.025, 0.6, 0.69, 0.9, 0.2)
     costs = CostReport(1200, 0, 300, 100, 80, 20, 10, 8.0, 7.0, 6.0, 1.5, 0.2, 0.1)
     return replace(report, stages=(*report.stages, forecasts, costs))
 
@@ -350,7 +350,7 @@ def test_the_summary_says_what_the_run_came_to(context, tmp_path, capsys):
         "demo: 4 steps",
         "  held-out success rate  0.250 before, 0.500 after (+0.250)",
         "  informative groups     62.5%",
-        "  estimator correlation  0.71 with measured success rates",
+        "  estimator correlation  0.71 with measured success rates of references",
         "  tokens generated       train 1200, reference 300, evaluation 100",
         "  completions            scored 9, timeout 1",
         "  questions left out     duplicate 3",
@@ -363,6 +363,12 @@ def test_the_summary_says_what_the_run_came_to(context, tmp_path, capsys):
     ]
 
 
+def test_a_run_without_references_has_no_line_of_them(context, tmp_path, capsys):
+    without = replace(summary(tmp_path), reference_pearson=None)
+    hooks_of(Console(ConsoleConfig(), context)).dteframe_run_finished(summary=without)
+    assert not [line for line in lines_of(capsys) if "estimator correlation" in line]
+
+
 def test_the_summary_says_how_the_newest_forecasts_held_and_what_references_took(context, tmp_path, capsys):
     hooks = hooks_of(Console(ConsoleConfig(), context))
     hooks.dteframe_step_finished(report=with_forecasts(step_report(4)))
@@ -370,8 +376,8 @@ def test_the_summary_says_how_the_newest_forecasts_held_and_what_references_took
     lines = lines_of(capsys)
     first = next(place for place, line in enumerate(lines) if "newest forecasts" in line)
     assert lines[first : first + 3] == [
-        "  newest forecasts       64 groups: r 0.50, slope 0.90 +- 0.20, Brier 0.125, nats a rollout 0.600 "
-        "(a constant 0.690)",
+        "  newest forecasts       64 groups: r 0.50 (at best 0.75), slope 0.90 +- 0.20, Brier 0.125 "
+        "(at best 0.025), nats a rollout 0.600 (a constant 0.690)",
         "  newest informative     80.0% of chosen, 60.0% of uniformly drawn groups",
         "  references             20 rollouts, 300 tokens, 1.5 s",
     ]

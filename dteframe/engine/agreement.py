@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num
 
 from dteframe.beta_binomial import log_likelihood, parameters
 
@@ -18,9 +18,36 @@ def pearson(predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"])
     return float(np.corrcoef(predicted, measured)[0, 1])
 
 
+def ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Rank from 0 to 1; equal values share their mean rank."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last: Int[np.ndarray, "values"] = np.cumsum(counts)
+    return np.asarray((last - (counts + 1) / 2)[places] / max(len(values) - 1, 1))
+
+
 def brier(predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]) -> float | None:
     """Average the squared difference; None for empty series."""
     return float(np.mean((predicted - measured) ** 2)) if len(predicted) else None
+
+
+def brier_floor(successes: Num[np.ndarray, "n"], trials: Num[np.ndarray, "n"]) -> float | None:
+    """Estimate the Brier score of the true rates: the chance in measured ones, y (1 - y) / (trials - 1).
+
+    That is unbiased; None where single rollouts cannot tell chance from difference.
+    """
+    if len(trials) < 2 or trials.min() < 2:
+        return None
+    rates = successes / trials
+    return float(np.mean(rates * (1 - rates) / (trials - 1)))
+
+
+def pearson_ceiling(successes: Num[np.ndarray, "n"], trials: Num[np.ndarray, "n"]) -> float | None:
+    """Estimate the correlation of the true rates with the measured ones; None likewise.
+
+    None too where all measured rates are equal. What chance leaves of their variance is the true rates'.
+    """
+    floor, variance = brier_floor(successes, trials), float((successes / trials).var())
+    return None if floor is None or variance <= 0 else float(np.sqrt(max(1 - floor / variance, 0.0)))
 
 
 def slope_with_error(

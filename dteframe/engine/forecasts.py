@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dteframe.engine.agreement import brier, constant_nll_nats, nll_nats, pearson, slope_with_error
+from dteframe.engine.agreement import (
+    brier,
+    brier_floor,
+    constant_nll_nats,
+    nll_nats,
+    pearson,
+    pearson_ceiling,
+    ranks,
+    slope_with_error,
+)
 from dteframe.records import Group, State, SuccessEstimate
 from dteframe.reports import ForecastReport
 
@@ -79,7 +88,10 @@ class RecentForecasts:
         return replace(
             report,
             pearson=pearson(mean, rates),
+            pearson_ceiling=pearson_ceiling(successes, trials),
+            spearman=pearson(ranks(mean), ranks(rates)),
             brier=brier(mean, rates),
+            brier_floor=brier_floor(successes, trials),
             nll_nats=nll_nats(mean, evidence, successes, trials),
             constant_nll_nats=constant_nll_nats(successes, trials),
             slope=slope,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from dteframe.engine.agreement import brier_floor, pearson_ceiling
+
 GRID = np.linspace(0.0, 1.0, 101)
 """Rates that the distribution may hold."""
 NUM_ITERATIONS = 500
@@ -30,21 +32,16 @@ class Ceiling:
 def ceiling_of(successes: Int[np.ndarray, "groups"], trials: Int[np.ndarray, "groups"]) -> Ceiling | None:
     """Estimate the ceiling, or give None where single rollouts cannot tell chance from difference.
 
-    The variance of chance in a group is estimated by y (1 - y) / (trials - 1), which is unbiased; what is
-    left of the measured rates' variance is that of the true rates.
+    None too where all measured rates are equal.
     """
-    if len(trials) < 2 or trials.min() < 2:
-        return None
-    rates = successes / trials
-    noise = float(np.mean(rates * (1 - rates) / (trials - 1)))
-    variance = float(rates.var())
-    if variance <= 0:
+    floor, pearson = brier_floor(successes, trials), pearson_ceiling(successes, trials)
+    if floor is None or pearson is None:
         return None
     weights = distribution_of_rates(successes, trials)
     inner = GRID[1:-1]
     entropy = np.zeros_like(GRID)
     entropy[1:-1] = -(inner * np.log(inner) + (1 - inner) * np.log(1 - inner))
-    return Ceiling(float(np.sqrt(max(1 - noise / variance, 0.0))), noise, float(weights @ entropy))
+    return Ceiling(pearson, floor, float(weights @ entropy))
 
 
 def best_informative_fraction(

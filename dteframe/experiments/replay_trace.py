@@ -176,5 +176,5 @@ def _observe(
 def _no_policy(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
     raise DataError(
         "trace: there is no policy to embed questions with; set estimator.embeddings to {type: sentence, "
-        "path: ...} or {type: lm, path: ...}"
+        "path: ...}, {type: lm, path: ...} or {type: ngrams}"
     )

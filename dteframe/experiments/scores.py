@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from dteframe.beta_binomial import log_likelihood, parameters
+from dteframe.engine.agreement import ranks
 from dteframe.experiments.ceiling import Ceiling, ceiling_of
 from dteframe.experiments.replay_trace import Forecasts
 
@@ -76,7 +77,7 @@ def scores_of(
     if not any(len(item.mean) for item in parts):
         return None
     rates, mean = _joined(parts, "successes") / _joined(parts, "trials"), _joined(parts, "mean")
-    sums = _sums_by_question(parts, [*_products(mean, rates), *_products(_ranks(mean), _ranks(rates))])
+    sums = _sums_by_question(parts, [*_products(mean, rates), *_products(ranks(mean), ranks(rates))])
     sums = sums[:, sums[0] > 0]
     whole, resampled = sums.sum(axis=1), sums @ _weights(sums.shape[1], seed).T
     return Scores(
@@ -210,10 +211,3 @@ def _slope(count: np.ndarray, sums: np.ndarray) -> np.ndarray:
     variance = one_squared - one**2
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(variance > 1e-12, (product - one * other) / variance, np.nan)
-
-
-def _ranks(values: Float[np.ndarray, "items"]) -> Float[np.ndarray, "items"]:
-    """Rank from 0 to 1; equal values share their mean rank."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last: Int[np.ndarray, "values"] = np.cumsum(counts)
-    return np.asarray((last - (counts + 1) / 2)[places] / max(len(values) - 1, 1))

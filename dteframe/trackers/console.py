@@ -212,7 +212,7 @@ def _summary_lines(summary: RunSummary, row: Mapping[str, MetricValue]) -> list[
     lines = [
         ("held-out success rate", f"{_number(before, '.3f')} before, {_number(after, '.3f')} after{gain}"),
         ("informative groups", _number(summary.informative_fraction, ".1%")),
-        ("estimator correlation", f"{_number(summary.reference_pearson, '.2f')} with measured success rates"),
+        *_reference_lines(summary.reference_pearson),
         *_forecast_lines(row),
         ("tokens generated", _counts(summary.tokens_by_purpose)),
         ("completions", _counts(summary.reward_statuses)),
@@ -230,6 +230,13 @@ def _summary_lines(summary: RunSummary, row: Mapping[str, MetricValue]) -> list[
     return lines
 
 
+def _reference_lines(correlation: float | None) -> list[tuple[str, str]]:
+    """Say how well references were predicted, where there were any."""
+    if correlation is None:
+        return []
+    return [("estimator correlation", f"{correlation:.2f} with measured success rates of references")]
+
+
 def _forecast_lines(row: Mapping[str, MetricValue]) -> list[tuple[str, str]]:
     """Say how well the newest forecasts held, and what estimating and selecting took."""
     lines = []
@@ -237,10 +244,12 @@ def _forecast_lines(row: Mapping[str, MetricValue]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "newest forecasts",
-                f"{row['forecast/num_groups']} groups: r {_number(row.get('forecast/pearson'), '.2f')}, "
+                f"{row['forecast/num_groups']} groups: r {_number(row.get('forecast/pearson'), '.2f')} "
+                f"(at best {_number(row.get('forecast/pearson_ceiling'), '.2f')}), "
                 f"slope {_number(row.get('forecast/slope'), '.2f')}"
                 f" +- {_number(row.get('forecast/slope_standard_error'), '.2f')}, "
-                f"Brier {_number(row['forecast/brier'], '.3f')}, nats a rollout "
+                f"Brier {_number(row['forecast/brier'], '.3f')} "
+                f"(at best {_number(row.get('forecast/brier_floor'), '.3f')}), nats a rollout "
                 f"{_number(row['forecast/nll_nats'], '.3f')} (a constant "
                 f"{_number(row['forecast/constant_nll_nats'], '.3f')})",
             )
