@@ -15,9 +15,11 @@ import pytest
 from tiny_run import rows, run_tiny
 
 from dteframe import Completion, Context, PluginError, Question
+from dteframe.engine.failure_watch import FailureWatch
 from dteframe.engine.reward_pool import RewardPool, RewardsHere
 from dteframe.engine.reward_worker import WorkerSettings
-from dteframe.engine.scoring import named_rewards
+from dteframe.engine.scoring import Reply, named_rewards
+from dteframe.recipe import TrainingConfig
 from dteframe.registry import load_registry
 
 HOSTILE = Path(__file__).parent / "faults" / "hostile_reward.py"
@@ -172,6 +174,7 @@ KILLED = """\
 from pathlib import Path
 import numpy as np
 from dteframe import Completion, Question
+from dteframe.engine.failure_watch import FailureWatch
 from dteframe.engine.reward_pool import RewardPool
 from dteframe.engine.reward_worker import WorkerSettings
 folder, question = Path({folder!r}), Question("q", "?", "?", "42")
@@ -270,9 +273,37 @@ def test_too_many_failures_stop_the_run(tmp_path, some):
         PluginError, match=r"\d+ of 12 completions asked at step 0 for evaluation could not be"
     ) as caught:
         run_tiny(tmp_path, "reward={type: fails_on_some, letters: '0123456789r+:s'}", plugins=some)
+    assert "(8 x error, 2 x given up); the first, to question " in str(caught.value)
     assert "these are more than training.max_reward_failure_fraction 0.5: mend the reward" in str(
         caught.value
     )
+    failures = rows(tmp_path, "reward_failures")
+    assert [row["reward_error"] for row in failures[8:]] == ["not scored: 8 of the 10 before it failed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("training", "fails", "num_attempts"),
+    [
+        ({}, lambda place: True, 8 * 9),  # 64 completions, each group together and then each alone
+        ({"max_reward_failure_fraction": 1.0}, lambda place: True, 32 * 9),
+        ({"max_reward_failure_fraction": 0.25}, lambda place: place > 0, 1 + 9 * 9),  # 72 are more than 64
+        ({"max_reward_failure_fraction": 0.25}, lambda place: place % 4 == 0, 24 + 8 * 9),  # 64 are not
+        ({"on_reward_failure": "stop"}, lambda place: place == 3, 3 + 9),
+    ],
+)
+def test_scoring_is_given_up_once_the_reward_is_known_to_be_broken(training, fails, num_attempts):
+    needed = {"max_steps": 1, "questions_per_step": 32, "num_generations": 8, "learning_rate": 1e-3}
+    watch, asked = FailureWatch(TrainingConfig(**needed, **training), 32 * 8), []
+
+    def attempt(question, group):
+        asked.append(question.id)
+        return Reply(None, error="slow") if fails(int(question.id)) else Reply({"mine": [1.0] * len(group)})
+
+    for place in range(32):
+        question = Question(str(place), "x", "x", "x")
+        scores = watch.score(attempt, ["mine"], question, completions(*"abcdefgh"))
+        assert len(scores.statuses) == 8
+    assert len(asked) == num_attempts
 
 
 def test_the_run_may_stop_at_the_first_failure(tmp_path, some):

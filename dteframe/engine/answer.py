@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from dteframe.engine import calls
+from dteframe.engine.failure_watch import FailureWatch
 from dteframe.engine.member import Member, Work
 from dteframe.engine.non_finite import NonFiniteError, keep_groups
 from dteframe.engine.out_of_memory import memory_for, sampling_remedies
@@ -84,6 +85,7 @@ class Ask(Work[tuple[Group, ...]]):
         rollout = member.parts.rollout
         work = f"{len(share)} prompts x {self.num_generations} completions"
         remedies = sampling_remedies(member.recipe.rollout)
+        watch = FailureWatch(member.recipe.training, len(self.questions) * self.num_generations)
         answered: dict[int, tuple[Sequence[Completion], PendingScores]] = {}
         with member.meter.stage(generating):
             with (
@@ -93,7 +95,7 @@ class Ask(Work[tuple[Group, ...]]):
                 for index, completions in calls.generate(
                     rollout, prompts, self.num_generations, self.sampling, seeds
                 ):
-                    scores = member.scorer.submit(self.questions[share[index]], completions)
+                    scores = member.scorer.submit(self.questions[share[index]], completions, watch)
                     answered[share[index]] = completions, scores
             processes.wait()
         with member.meter.stage(scoring):

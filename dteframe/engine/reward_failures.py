@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from dteframe.engine.failure_watch import NOT_SCORED
 from dteframe.engine.setup import Setup
 from dteframe.errors import PluginError
 from dteframe.records import FAILURES, Group
@@ -22,10 +23,16 @@ def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
         return
     training = setup.recipe.training
     num_completions = sum(group.trials for group in groups)
-    counts = Counter(status for group in groups for status in group.reward_statuses if status in FAILURES)
-    what = ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()))
-    group = next(group for group in groups if group.num_failures)
-    first = next(error for error in group.reward_errors if error)
+    failures = [
+        ("given up" if error.startswith(NOT_SCORED) else status, error, group)
+        for group in groups
+        if group.num_failures
+        for status, error in zip(group.reward_statuses, group.reward_errors, strict=True)
+        if status in FAILURES
+    ]
+    counts = Counter(how for how, _, _ in failures)
+    what = ", ".join(f"{count} x {how}" for how, count in sorted(counts.items()))
+    _, first, group = next((item for item in failures if item[0] != "given up"), failures[0])
     failed = (
         f"reward: {num_failures} of {num_completions} completions asked at step {step} for {group.purpose} "
         f"could not be scored ({what}); the first, to question {group.question_id!r}: {first}"
@@ -33,7 +40,7 @@ def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
     kept = f"all are in {setup.context.run_folder / 'reward_failures.jsonl'}"
     if training.on_reward_failure == "stop":
         raise PluginError(f"{failed}; training.on_reward_failure is 'stop'; {kept}")
-    if num_failures > training.max_reward_failure_fraction * num_completions:
+    if counts["given up"] or num_failures > training.max_reward_failure_fraction * num_completions:
         raise PluginError(
             f"{failed}; these are more than training.max_reward_failure_fraction "
             f"{training.max_reward_failure_fraction:g}: mend the reward, or raise that; {kept}"

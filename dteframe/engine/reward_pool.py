@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 
 from dteframe.contracts import Context, Reward
 from dteframe.engine import calls
+from dteframe.engine.failure_watch import FailureWatch
 from dteframe.engine.reward_worker import WorkerSettings
 from dteframe.engine.scoring import Reply, Scores, attempt_with, named_rewards, score_group
 from dteframe.errors import PluginError
@@ -82,9 +83,11 @@ class RewardPool:
             self._idle.put(worker)
             self._threads.submit(self._start_next)
 
-    def submit(self, question: Question, completions: Sequence[Completion]) -> PendingScores:
-        """Have the completions of a question scored as soon as a worker is free."""
-        return self._threads.submit(self._score, question, completions).result
+    def submit(
+        self, question: Question, completions: Sequence[Completion], watch: FailureWatch | None = None
+    ) -> PendingScores:
+        """Have the completions of a question scored once a worker is free, unless ``watch`` gives up."""
+        return self._threads.submit(self._score, question, completions, watch).result
 
     def close(self) -> None:
         """End all workers, what they are doing included; returns when no process is left."""
@@ -100,10 +103,13 @@ class RewardPool:
         finally:
             self._idle.put(worker)
 
-    def _score(self, question: Question, completions: Sequence[Completion]) -> Scores:
+    def _score(
+        self, question: Question, completions: Sequence[Completion], watch: FailureWatch | None
+    ) -> Scores:
         worker = self._idle.get()
+        score = watch.score if watch else score_group
         try:
-            return score_group(worker.ask, self._names, question, completions)
+            return score(worker.ask, self._names, question, completions)
         finally:
             self._idle.put(worker)
 
@@ -119,9 +125,12 @@ class RewardsHere:
         self._names = tuple(rewards)
         self._attempt = attempt_with(rewards, [])
 
-    def submit(self, question: Question, completions: Sequence[Completion]) -> PendingScores:
-        """Score the completions of a question when the result is called."""
-        return partial(score_group, self._attempt, self._names, question, completions)
+    def submit(
+        self, question: Question, completions: Sequence[Completion], watch: FailureWatch | None = None
+    ) -> PendingScores:
+        """Score the completions of a question when the result is called, unless ``watch`` gives up."""
+        score = watch.score if watch else score_group
+        return partial(score, self._attempt, self._names, question, completions)
 
 
 Scorer: TypeAlias = RewardPool | RewardsHere
