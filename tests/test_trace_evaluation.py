@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dteframe.selectors.uniform import UniformConfig, UniformSelector
 from dteframe.traces import trace_of_rows, write_trace
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DOCS = Path(__file__).parents[1] / "docs"
 CONTEXT = Context(Path("unused"), Path("unused"), "cpu", 0, lambda *_: None, lambda _: None)
 
 
@@ -310,6 +312,39 @@ def test_recipes_are_compared_with_one_of_them(folder):
     assert "--against: 'third' is none of the recipes mine, other" in outcome.stderr
     outcome = CliRunner().invoke(app, [*command, "--diagram", "d.pdf"])
     assert "--diagram d.pdf: must end in .png or .svg" in outcome.stderr
+
+
+def test_a_comparison_is_written_into_the_page_between_its_marks(folder):
+    spec = importlib.util.spec_from_file_location(
+        "write_estimator_tables", DOCS / "write_estimator_tables.py"
+    )
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    Path("other-uniform.yaml").write_text(RECIPE.replace("name: mine", "name: other-uniform"))
+    command = [
+        "estimator",
+        "evaluate",
+        "trace.parquet",
+        "mine.yaml",
+        "other-uniform.yaml",
+        "--against",
+        "mine",
+    ]
+    found = json.loads(CliRunner().invoke(app, [*command, "--json", "--seeds", "1"]).stdout)
+    found["verdicts"][0]["recipe"] = "mine-uniform"
+    scores = writer.scores(found).splitlines()
+    assert [line.split("|")[1].strip() for line in scores[2:]] == ["mine, uniform", "other, uniform"]
+    correlation = found["verdicts"][0]["seen"]["pearson"]["value"]
+    assert scores[2].split("|")[2].strip().startswith(f"{correlation:.3f} ± ")
+    differences = writer.differences(found).splitlines()
+    assert len(differences) == 4, "two rows, of the recipe that the other is compared with"
+    assert differences[2].startswith("| other | seen | +0.000 (+0.000 to +0.000) |")
+    page = (DOCS / "estimators.md").read_text()
+    written = writer.rewrite(page, "scores", "| a |")
+    assert "| mine" not in written and "\n\n| a |\n\n<!-- end of scores -->" in written
+    assert writer.rewrite(written, "scores", "| b |") == writer.rewrite(page, "scores", "| b |")
+    with pytest.raises(ValueError, match="lacks '<!-- nothing: written by"):
+        writer.rewrite(page, "nothing", "")
 
 
 def test_a_trace_of_a_run_whose_questions_do_not_come_back_is_judged(folder):
