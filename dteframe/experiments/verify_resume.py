@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from dteframe.engine.checkpoint_folder import checkpoints_of
 from dteframe.errors import DTEFrameError
 from dteframe.hookspecs import hookimpl
+from dteframe.plugin_sources import BUILT_IN
 from dteframe.recipe import load_recipe
 from dteframe.registry import load_registry
 from dteframe.reports import EvaluationReport, GroupsReport, PlanReport, StepReport
@@ -23,8 +24,8 @@ MOMENTS: tuple[Moment, ...] = get_args(Moment)
 RECORDS = ("metrics.jsonl", "selections.jsonl", "rollouts.jsonl", "trace.jsonl", "reward_failures.jsonl")
 OF_THE_CLOCK = ("_seconds", "_per_second", "_bytes", "_utilization")
 """Ends of the names of metrics that the clock and the machine decide."""
-PRELOADED = ["dteframe.engine.run", "dteframe.models.from_scratch", "dteframe.rollouts.transformers"]
-"""What takes long to import: once for all parts."""
+PRELOADED = ["dteframe.engine.run", *BUILT_IN, "pyarrow.parquet", "pandas", "rich.progress"]
+"""What takes long to import: once for all parts. pyarrow imports pandas where it is installed."""
 
 
 @dataclass(frozen=True, slots=True)
