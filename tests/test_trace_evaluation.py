@@ -371,14 +371,44 @@ def test_mistakes_are_told_without_a_traceback(folder):
 # Published tables
 
 
-def test_published_rates_outside_0_and_1_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"question": ["a"], "solve_rate": [35.0], "n_rollouts": [128]},
+            "row 0 has the success rate 35.0; success rates lie in [0, 1]",
+        ),
+        (
+            {"question": ["a", "b"], "solve_rate": [0.5, 0.5], "n_rollouts": [8.0, 2.5]},
+            "row 0 has n_rollouts 8.0; must be a whole number",
+        ),
+        (
+            {"question": ["a", "b"], "solve_rate": [0.5, 0.0], "n_rollouts": [8, 0]},
+            "row 1 (question 'row-1') has 0 successes in 0 trials; needs",
+        ),
+        (
+            {"question": ["a", "b"], "acc_by_visit": [[0.5, 1.0], [0.5, -0.125]]},
+            "row 1 has the success rate -0.125; success rates lie in [0, 1]",
+        ),
+        (
+            {"question": ["a"], "acc_by_visit": [0.5]},
+            "row 0 has acc_by_visit 0.5; must be a list of success rates",
+        ),
+        (
+            {"text": ["a"], "solve_rate": [0.5], "n_rollouts": [8]},
+            "lacks the column 'question' of a published table; has text, solve_rate, n_rollouts",
+        ),
+    ],
+)
+def test_published_tables_that_cannot_be_used_name_the_row(tmp_path, table, message):
     import pyarrow as pa
     import pyarrow.parquet
 
-    table = {"question": ["a"], "solve_rate": [35.0], "n_rollouts": [128]}
-    pyarrow.parquet.write_table(pa.table(table), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=r"row 0 has the success rate 35\.0; success rates lie in \[0, 1\]$"):
-        read_any_trace(tmp_path / "t.parquet")
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pa.table(table), path)
+    with pytest.raises(DataError) as error:
+        read_any_trace(path)
+    assert str(error.value).startswith(f"{path}: {message}")
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason=f"the published tables are not in {SHARED_DATA}")
