@@ -188,6 +188,16 @@ def test_the_same_question_in_two_tables_is_one(tmp_path):
     assert recorded.counts.trials.tolist() == [[16] * 12, [32] * 12, [16] * 12, [32] * 12]
 
 
+def test_questions_of_a_table_that_is_to_be_replayed_are_left_out_with_their_near_duplicates(folder, table):
+    replayed = written(folder / "replayed.jsonl", 20)
+    replayed.write_text(replayed.read_text().replace('"text": "', '"text": "Now, '))
+    outcome = invoked("fit", table, "mine.yaml", "--without", replayed, "--out", "a.safetensors", "--json")
+    assert json.loads(outcome.stdout)["num_questions"] == 100
+    assert "20 of 120 questions are left out: they are in the tables of --without" in outcome.stderr
+    outcome = invoked("fit", table, "mine.yaml", "--without", table, "--out", "b.safetensors")
+    assert "all 120 questions are in the tables of --without; nothing is left to fit to" in outcome.stderr
+
+
 def test_rows_of_evaluation_are_left_out_and_counted(tmp_path):
     told: list[str] = []
     purposes = ["evaluation", "train"] * 36

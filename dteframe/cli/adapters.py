@@ -40,6 +40,14 @@ def fit(  # noqa: PLR0913  # one parameter per option of the command
             "--held-out", metavar="SHARE", min=0.01, max=0.9, help="Of the questions, not fitted to."
         ),
     ] = 0.2,
+    without: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--without",
+            metavar="TABLE",
+            help="Leave out this table's questions and near duplicates: it can be replayed then.",
+        ),
+    ] = None,
     device: Device = "cpu",
     plugins: PluginPaths = None,
     no_local_plugins: NoLocalPlugins = False,
@@ -58,7 +66,8 @@ def fit(  # noqa: PLR0913  # one parameter per option of the command
         tables, recipes, overrides = sorted_words(words)
         with redirect_stdout(sys.stderr), surroundings(device) as context:
             ((_, embeddings),) = named_embeddings(recipes[:1], overrides, plugins)
-            report = fit_tables(tables, embeddings, fit_settings(seed, held_out), context, out)
+            settings = fit_settings(seed, held_out)
+            report = fit_tables(tables, without or (), embeddings, settings, context, out)
         typer.echo(as_json_text(report) if as_json else fit_text(report))
         say([f"the adapter is in {out}"])
 

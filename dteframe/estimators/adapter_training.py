@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dteframe.estimators.adapter import (
     Adapter,
@@ -66,6 +66,11 @@ class SolveCounts:
         np.add.at(block[0], (policy_rows, question_rows), solved)
         np.add.at(block[1], (policy_rows, question_rows), tried)
         return cls(tuple(names.tolist()), tuple(ids.tolist()), block[0], block[1])
+
+    def of_questions(self, is_kept: Bool[np.ndarray, "questions"]) -> SolveCounts:
+        """Give the counts of some of the questions."""
+        names = tuple(name for name, kept in zip(self.question_ids, is_kept, strict=True) if kept)
+        return SolveCounts(self.policies, names, self.successes[:, is_kept], self.trials[:, is_kept])
 
     @property
     def rates(self) -> Float[np.ndarray, "policies questions"]:

@@ -20,7 +20,7 @@ from dteframe.estimators.adapter_training import AdapterTraining, FittedAdapter,
 from dteframe.estimators.embedding_options import EmbeddingsConfig, NgramEmbeddings, PolicyEmbeddings
 from dteframe.estimators.embeddings import Embedder, embed, embedder_of
 from dteframe.experiments.contenders import CONTENDERS, Policy, forecasts_of
-from dteframe.experiments.recorded_rates import RecordedRates, read_recorded_rates
+from dteframe.experiments.recorded_rates import RecordedRates, read_recorded_rates, without_questions
 from dteframe.experiments.replay_trace import Forecasts
 from dteframe.experiments.scores import Score, Scores, scores_of
 from dteframe.recipe import Recipe
@@ -80,9 +80,14 @@ def fit_settings(seed: int, held_out_fraction: float) -> FitSettings:
 
 
 def fit_tables(
-    tables: Sequence[Path], embeddings: EmbeddingsConfig, settings: FitSettings, context: Context, out: Path
+    tables: Sequence[Path],
+    without: Sequence[Path],
+    embeddings: EmbeddingsConfig,
+    settings: FitSettings,
+    context: Context,
+    out: Path,
 ) -> FitReport:
-    """Fit an adapter to tables of success rates, judge it, and write it to a file.
+    """Fit an adapter to success rates, less the questions of some tables, judge it, and write it to a file.
 
     Raises:
         DataError: no table is given, or one cannot be used; names it.
@@ -91,6 +96,8 @@ def fit_tables(
         raise DataError("no table is given; name a trace, a run folder or a published table of success rates")
     check_writable(out)
     recorded = read_recorded_rates(tables, context.warn)
+    if without:
+        recorded = without_questions(recorded, without, context.warn)
     features = features_of(recorded.texts, embeddings, context)
     fitted, report = fit_estimator(recorded, features, settings, context.progress)
     save_adapter(fitted.adapter, out, asdict(report))
@@ -221,17 +228,11 @@ def fit_to(
         settings.num_layers,
         settings.dropout,
     )
-    used = SolveCounts(
-        counts.policies,
-        tuple(name for name, is_kept in zip(counts.question_ids, kept, strict=True) if is_kept),
-        counts.successes[:, kept],
-        counts.trials[:, kept],
-    )
     try:
         return fit_adapter(
             features.matrix[kept],
             features.widths,
-            used,
+            counts.of_questions(kept),
             groups[kept],
             sides[kept] == STOPPING,
             shape,
@@ -272,8 +273,9 @@ def check_writable(path: Path) -> None:
 
 def fit_text(report: FitReport) -> str:
     """Lay a fit's scores out as a table."""
+    policies = "policy" if report.num_policies == 1 else "policies"
     head = (
-        f"{report.num_questions} questions, {report.num_policies} policies: trained on "
+        f"{report.num_questions} questions, {report.num_policies} {policies}: trained on "
         f"{report.num_trained_on}, stopped by {report.num_stopped_by}, judged on {report.num_judged}; epoch "
         f"{report.best_epoch} of {report.settings.training.num_epochs} was best (0 is ridge)\n"
         "score +- half of the 95 % interval, over the judged questions\n\n"

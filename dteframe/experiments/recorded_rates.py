@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,32 @@ def read_recorded_rates(
     counts = SolveCounts.from_table(*(list(column) for column in zip(*rows, strict=True)))
     ordered = tuple(texts[name] for name in counts.question_ids)
     return RecordedRates(ordered, counts, near_duplicate_groups(ordered), tuple(files))
+
+
+def without_questions(
+    recorded: RecordedRates, paths: Sequence[Path], tell: Callable[[str], None]
+) -> RecordedRates:
+    """Leave out the questions of some tables, and near duplicates of them.
+
+    Raises:
+        DataError: a table cannot be read, lacks the questions' texts, or nothing is left.
+    """
+    texts = list(recorded.texts)
+    for path in paths:
+        trace = read_any_trace(path)
+        check_texts(trace, path)
+        texts += trace.texts
+    groups, count = near_duplicate_groups(texts), len(recorded.texts)
+    kept = ~np.isin(groups[:count], groups[count:])
+    if not kept.any():
+        raise DataError(f"all {count} questions are in the tables of --without; nothing is left to fit to")
+    tell(f"{count - int(kept.sum())} of {count} questions are left out: they are in the tables of --without")
+    return replace(
+        recorded,
+        texts=tuple(texts[place] for place in np.flatnonzero(kept)),
+        counts=recorded.counts.of_questions(kept),
+        groups=recorded.groups[kept],
+    )
 
 
 def check_texts(trace: Trace, path: Path) -> None:
