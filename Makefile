@@ -45,8 +45,8 @@ faults: $(VENV)/.installed-dev  ## kill 200 runs, mutate 10,000 recipes and 1,00
 docs: $(VENV)/.installed-dev  ## write the tables in docs/ that come from the code
 	$(BIN)/python docs/write_tables.py
 
-estimators: $(VENV)/.installed-dev  ## replay TRACE with all estimators and selectors and write the tables of docs/estimators.md
-	$(BIN)/python docs/write_estimator_tables.py $(TRACE)
+estimators: $(VENV)/.installed-dev  ## replay TRACE with all estimators, adapters fitted to RATES too; write the tables of docs/estimators.md
+	$(BIN)/python docs/write_estimator_tables.py $(TRACE) $(RATES)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dteframe needs Python 3.11 or newer")'

@@ -1,9 +1,9 @@
 """Replay a trace with all estimators and selectors, and write the tables of docs/estimators.md.
 
-    make estimators TRACE=deepscaler_sub1209_qwen2.5-math-1.5b_grpo_acc_by_visit_dev.parquet    # two minutes
+    make estimators TRACE=FILE RATES=FILE        # the files are named in docs/estimators.md; five minutes
 
-Settings are those of recipes/sweeps/estimators.yaml; the tables are of the odd questions, on which none was
-chosen.
+An adapter is fitted to the rates, without the trace's questions and near duplicates of them. Settings are
+those of the sweeps; the tables are of the odd questions, on which none was chosen.
 """
 
 from __future__ import annotations
@@ -11,32 +11,47 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet
+
+from dteframe.experiments.near_duplicates import near_duplicate_groups
+from dteframe.experiments.published_traces import read_any_trace
+
 PAGE = Path(__file__).parent / "estimators.md"
-SWEEP = Path(__file__).parents[1] / "recipes" / "sweeps" / "estimators.yaml"
+SWEEPS = [
+    Path(__file__).parents[1] / "recipes" / "sweeps" / name for name in ("estimators.yaml", "recorded.yaml")
+]
+ADAPTER = "ngrams.safetensors"
 AGAINST = "history-uniform"
 SETTINGS = ("training.questions_per_step=32", "--part", "1/2", "--against", AGAINST)
 BEGIN, END = "<!-- {}: written by docs/write_estimator_tables.py -->", "<!-- end of {} -->"
 
 
-def evaluate(trace: str) -> Mapping[str, Any]:
-    """Run the command that a user would."""
-    command = [
-        sys.executable,
-        "-m",
-        "dteframe",
-        "estimator",
-        "evaluate",
-        trace,
-        str(SWEEP),
-        *SETTINGS,
-        "--json",
-    ]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout))
+def evaluate(trace: Path, rates: Path) -> Mapping[str, Any]:
+    """Run the commands that a user would."""
+    with tempfile.TemporaryDirectory() as folder:
+        pyarrow.parquet.write_table(without_questions_of(trace, rates), Path(folder) / "rates.parquet")
+        _dteframe(folder, "fit", "rates.parquet", "--out", ADAPTER)
+        output = _dteframe(folder, "evaluate", str(trace.resolve()), *map(str, SWEEPS), *SETTINGS, "--json")
+    return dict(json.loads(output))
+
+
+def without_questions_of(trace: Path, rates: Path) -> pyarrow.Table:
+    """Leave out what the trace asks, nearly the same texts too."""
+    table = pyarrow.parquet.read_table(rates)
+    texts = table["question"].to_pylist()
+    groups = near_duplicate_groups([*texts, *read_any_trace(trace).texts])
+    return table.filter(~np.isin(groups[: len(texts)], groups[len(texts) :]))
+
+
+def _dteframe(folder: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dteframe", "estimator", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
 
 
 def scores(comparison: Mapping[str, Any]) -> str:
@@ -118,9 +133,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("no trace is given; run `make estimators TRACE=FILE`")
-    result = evaluate(sys.argv[1])
+    if len(sys.argv) != 3:
+        sys.exit("two tables are needed; run `make estimators TRACE=FILE RATES=FILE`")
+    result = evaluate(Path(sys.argv[1]), Path(sys.argv[2]))
     text = PAGE.read_text()
     for name, table in (("scores", scores(result)), ("differences", differences(result))):
         text = rewrite(text, name, table)
