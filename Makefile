@@ -36,7 +36,7 @@ check: $(VENV)/.installed-dev  ## lint, types, layers, docs; under a minute
 golden: $(VENV)/.installed-dev  ## check that the training numbers have not moved
 	$(BIN)/python -m pytest tests/test_golden.py
 
-faults: $(VENV)/.installed-dev  ## kill 200 runs, mutate 10,000 recipes and 1,000 data files, soak a run (about an hour)
+faults: $(VENV)/.installed-dev  ## kill 200 runs, mutate 10,000 recipes and 1,000 data files, soak a run (about half an hour)
 	$(BIN)/python tests/faults/kill.py --trials 200
 	$(BIN)/python tests/faults/mutate_recipes.py
 	$(BIN)/python tests/faults/mutate_data.py
