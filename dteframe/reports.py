@@ -85,7 +85,7 @@ class ForecastReport(StageReport):
     """Correlation of predicted and measured success rates; None where either does not vary."""
     pearson_ceiling: float | None = None
     """What that would be if the true rates had been predicted: few rollouts measure a rate roughly. None
-    where a group is a single rollout."""
+    where a group is a single rollout, or all measured rates are equal."""
     spearman: float | None = None
     """Correlation of the ranks of predicted and measured success rates."""
     brier: float | None = None

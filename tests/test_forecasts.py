@@ -1,6 +1,7 @@
 """Figures of a run's own forecasts, by hand; and the advice not to select."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -48,6 +49,11 @@ def test_what_chance_leaves_to_a_perfect_forecast_by_hand():
     assert pearson_ceiling(np.full(3, 2.0), tried) is None  # equal rates
     assert pearson_ceiling(np.array([1.0, 2.0]), np.array([2.0, 4.0])) is None  # equal rates of other counts
     assert pearson_ceiling(np.array([1.0, 2.0, 3.0]), tried) == 0.0  # less variance than chance alone has
+
+
+def test_no_groups_have_no_ceiling_and_make_no_noise():
+    with warnings.catch_warnings(action="error"):
+        assert pearson_ceiling(np.zeros(0), np.zeros(0)) is None
 
 
 def test_equal_values_share_their_rank():

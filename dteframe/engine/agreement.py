@@ -42,11 +42,13 @@ def brier_floor(successes: Num[np.ndarray, "n"], trials: Num[np.ndarray, "n"]) -
 
 
 def pearson_ceiling(successes: Num[np.ndarray, "n"], trials: Num[np.ndarray, "n"]) -> float | None:
-    """Estimate the correlation of the true rates with the measured ones; None likewise.
+    """Estimate the correlation of the true rates with the measured ones.
 
-    None too where all measured rates are equal. What chance leaves of their variance is the true rates'.
+    What chance leaves of the measured rates' variance is the true rates'. None where ``brier_floor`` is, and
+    where all measured rates are equal.
     """
-    floor, variance = brier_floor(successes, trials), float((successes / trials).var())
+    floor = brier_floor(successes, trials)
+    variance = 0.0 if floor is None else float((successes / trials).var())
     return None if floor is None or variance <= 0 else float(np.sqrt(max(1 - floor / variance, 0.0)))
 
 
