@@ -24,8 +24,8 @@ class FailureWatch:
 
     def __init__(self, training: TrainingConfig, num_completions: int) -> None:
         """Begin with none of ``num_completions`` scored."""
-        self._most = training.max_reward_failure_fraction
-        self._stops = training.on_reward_failure == "stop"
+        self._max_fraction = training.max_reward_failure_fraction
+        self._stops_at_first = training.on_reward_failure == "stop"
         self._num_completions = num_completions
         self._num_scored = 0
         self._num_failures = 0
@@ -50,7 +50,7 @@ class FailureWatch:
             return
         self._num_scored += len(scores.statuses)
         self._num_failures += sum(status in FAILURES for status in scores.statuses)
-        all_failed = self._num_failures == self._num_scored >= NUM_ALL_FAILED and self._most < 1
-        is_over = self._num_failures > self._most * self._num_completions
-        if all_failed or is_over or (self._stops and self._num_failures):
+        all_failed = self._num_failures == self._num_scored >= NUM_ALL_FAILED and self._max_fraction < 1
+        is_over = self._num_failures > self._max_fraction * self._num_completions
+        if all_failed or is_over or (self._stops_at_first and self._num_failures):
             self._reason = f"{NOT_SCORED}{self._num_failures} of the {self._num_scored} before it failed"

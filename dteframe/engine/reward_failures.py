@@ -10,13 +10,17 @@ from dteframe.engine.setup import Setup
 from dteframe.errors import PluginError
 from dteframe.records import FAILURES, Group
 
+GIVEN_UP = "given up"
+"""What stands for the status of completions that were not tried any more."""
+
 
 def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
     """Warn of failures in groups that were asked at once, or stop where the recipe wants that.
 
     Raises:
-        PluginError: there are more of them than ``training.max_reward_failure_fraction``, or any at all
-            where ``training.on_reward_failure`` is ``stop``.
+        PluginError: there are more of them than ``training.max_reward_failure_fraction``, scoring was given
+            up, or there is any at all where ``training.on_reward_failure`` is ``stop``; or with
+            ``leave_out`` no group is left.
     """
     num_failures = sum(group.num_failures for group in groups)
     if num_failures == 0:
@@ -24,7 +28,7 @@ def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
     training = setup.recipe.training
     num_completions = sum(group.trials for group in groups)
     failures = [
-        ("given up" if error.startswith(NOT_SCORED) else status, error, group)
+        (GIVEN_UP if error.startswith(NOT_SCORED) else status, error, group)
         for group in groups
         if group.num_failures
         for status, error in zip(group.reward_statuses, group.reward_errors, strict=True)
@@ -32,7 +36,7 @@ def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
     ]
     counts = Counter(how for how, _, _ in failures)
     what = ", ".join(f"{count} x {how}" for how, count in sorted(counts.items()))
-    _, first, group = next((item for item in failures if item[0] != "given up"), failures[0])
+    _, first, group = next((item for item in failures if item[0] != GIVEN_UP), failures[0])
     failed = (
         f"reward: {num_failures} of {num_completions} completions asked at step {step} for {group.purpose} "
         f"could not be scored ({what}); the first, to question {group.question_id!r}: {first}"
@@ -40,7 +44,7 @@ def heed_failures(setup: Setup, step: int, groups: Sequence[Group]) -> None:
     kept = f"all are in {setup.context.run_folder / 'reward_failures.jsonl'}"
     if training.on_reward_failure == "stop":
         raise PluginError(f"{failed}; training.on_reward_failure is 'stop'; {kept}")
-    if counts["given up"] or num_failures > training.max_reward_failure_fraction * num_completions:
+    if counts[GIVEN_UP] or num_failures > training.max_reward_failure_fraction * num_completions:
         raise PluginError(
             f"{failed}; these are more than training.max_reward_failure_fraction "
             f"{training.max_reward_failure_fraction:g}: mend the reward, or raise that; {kept}"
