@@ -173,9 +173,8 @@ def test_attention_in_pieces_is_that_of_the_whole_matrix_of_scores(monkeypatch, 
 def test_the_largest_scores_whose_maximum_is_not_taken_off_are_as_exact_as_others(sign):
     rng = np.random.default_rng(0)
     query = np.array([[sign, 0.0]])
-    keys = (
-        0.999 * attention_math.SAFE_SCORE * np.array([[1.0, 0.0], [0.999, 0.0]] * 128)
-    )  # all near 60 or -60
+    near = np.array([[1.0, 0.0], [0.999, 0.0]] * 128)
+    keys = 0.999 * attention_math.SAFE_SCORE * near  # so that all scores are near 60, or -60
     rates, trials = rng.random(256), rng.uniform(0.5, 64, 256)
     found = attention_math.attend_from(query.astype("f4"), 1.0, keys.astype("f4"), rates, trials)
     scores = query @ keys.T
@@ -364,12 +363,15 @@ def test_equal_embeddings_are_told(context, warnings):
     assert estimator.predict(0).mean[3] == pytest.approx(0.75)
 
 
+POSSIBLE = "needs 0 <= successes <= trials and 1 trial at least"
+
+
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
         (observation_of([9], [1], 8), "observed question 'q9', which is not among the 4 of the pool"),
-        (observation_of([1], [9], 8), "question 'q1' has 9 successes in 8 trials"),
-        (observation_of([1], [0], 0), "question 'q1' has 0 successes in 0 trials"),
+        (observation_of([1], [9], 8), f"question 'q1' has 9 successes in 8 trials; {POSSIBLE}"),
+        (observation_of([1], [0], 0), f"question 'q1' has 0 successes in 0 trials; {POSSIBLE}"),
     ],
 )
 def test_observations_that_cannot_be_are_errors(context, observation, message):

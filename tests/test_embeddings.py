@@ -104,7 +104,7 @@ def test_a_layer_that_the_model_lacks_is_refused(context, model_folder):
     config = LanguageModelEmbeddings(path=str(model_folder), layer=9)
     with pytest.raises(DataError) as caught:
         embed(TEXTS, embedder_of(config, no_policy, context), context)
-    assert str(caught.value) == f"{model_folder}: embeddings.layer is 9, the model has 2 layers"
+    assert str(caught.value) == f"{model_folder}: embeddings.layer is 9, the model has 2 layers; lower it"
 
 
 def test_bfloat16_embeddings_are_nearly_the_same_and_have_their_own_cache(context, model_folder):
@@ -269,12 +269,12 @@ def test_sentence_models_that_pool_otherwise_are_refused(tmp_path):
     pooling.write_text(json.dumps({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}))
     check_sentence_model(tmp_path)
     pooling.write_text(json.dumps({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}))
-    with pytest.raises(DataError, match=r"pools by \['pooling_mode_cls_token'\]; only mean pooling"):
+    with pytest.raises(DataError, match=r"pools by \['pooling_mode_cls_token'\]; give a model of mean pooling"):
         check_sentence_model(tmp_path)
     pooling.unlink()
     modules = [{"type": "sentence_transformers.models.Dense"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(DataError, match="has the module 'Dense'; only mean pooling is supported"):
+    with pytest.raises(DataError, match="has the module 'Dense'; give a model of mean pooling alone"):
         check_sentence_model(tmp_path)
 
 

@@ -156,7 +156,7 @@ def test_unknown_questions_and_impossible_counts_are_refused(context):
         ValueError, match=r"^beta_posterior: observed question 'q9', which is not among the 3"
     ):
         estimator.observe(observed([9], [1]))
-    with pytest.raises(ValueError, match=r"^beta_posterior: question 'q0' has 9 successes in 8 trials$"):
+    with pytest.raises(ValueError, match=r"^beta_posterior: question 'q0' has 9 successes in 8 trials; "):
         estimator.observe(observed([0], [9]))
 
 

@@ -195,7 +195,7 @@ def test_questions_of_a_table_that_is_to_be_replayed_are_left_out_with_their_nea
     assert json.loads(outcome.stdout)["num_questions"] == 100
     assert "20 of 120 questions are left out: they are in the tables of --without" in outcome.stderr
     outcome = invoked("fit", table, "mine.yaml", "--without", table, "--out", "b.safetensors")
-    assert "all 120 questions are in the tables of --without; nothing is left to fit to" in outcome.stderr
+    assert "--without: its tables hold all 120 questions; leave out fewer, or fit to more" in outcome.stderr
 
 
 def test_rows_of_evaluation_are_left_out_and_counted(tmp_path):

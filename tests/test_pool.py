@@ -112,7 +112,7 @@ def test_a_dataset_that_no_reward_can_score_is_refused_with_the_counts(warnings,
     with pytest.raises(DataError) as caught:
         pool_of([question("a", answer="x"), question("b", answer="y")], warnings, rewards=[reward])
     assert str(caught.value) == (
-        "no question to train on is left of the dataset's 2; "
+        "dataset: no question to train on is left of 2; mend what is "
         "left out: 2 x answer that the reward cannot score"
     )
 

@@ -153,7 +153,7 @@ def test_rewards_that_a_worker_cannot_load_end_the_run_with_what_to_do(tmp_path)
             pool.submit(QUESTION, completions("42"))()
     finally:
         pool.close()
-    assert str(caught.value).startswith("a reward's worker process cannot start: ValidationError: ")
+    assert str(caught.value).startswith("reward: a worker process cannot start: ValidationError: ")
     assert str(caught.value).endswith("(training.reward_workers=0)")
 
 

@@ -43,7 +43,7 @@ class Pool:
 
     @cached_property
     def _orders(self) -> tuple[tuple[str, ...], tuple[str, ...], Int[np.ndarray, "questions"]]:
-        """The training questions' ids as they stand, and ascending, with the place where each stands."""
+        """Give the training questions' ids as they stand, and ascending, with the place where each stands."""
         own = tuple(self.train)
         places = np.array(sorted(range(len(own)), key=own.__getitem__), np.int64)
         return own, tuple(own[place] for place in places), places
@@ -77,7 +77,7 @@ def make_pool(
     evaluation = _usable(questions.evaluation, rewards, left_out, warn)
     if not train:
         raise DataError(
-            f"no question to train on is left of the dataset's {len(questions.train)}; left out: "
+            f"dataset: no question to train on is left of {len(questions.train)}; mend what is left out: "
             + "; ".join(f"{count} x {reason}" for reason, count in left_out.items())
         )
     source = evaluation or train
@@ -97,8 +97,8 @@ def make_pool(
         left_out["training question with the text of a held-out one"] += len(train) - len(kept)
     if not kept:
         raise DataError(
-            f"each of the {len(train)} training questions has the text of a held-out one; give other data to "
-            "train on"
+            f"dataset: each of the {len(train)} training questions has the text of a held-out one; give "
+            "other data to train on"
         )
     return Pool(
         train={question.id: question for question in kept},
@@ -135,7 +135,7 @@ def encode_prompts(
     train = {name: question for name, question in pool.train.items() if name not in dropped}
     evaluation = {name: question for name, question in pool.evaluation.items() if name not in dropped}
     if not train or (pool.evaluation and not evaluation):
-        raise DataError(f"every prompt is longer than {limit}; raise it")
+        raise DataError(f"dataset: every prompt is longer than {limit}; raise it")
     left_out = {**pool.left_out, "prompt longer than max_prompt_length": len(too_long)}
     kept_prompts = {name: prompt for name, prompt in prompts.items() if name not in dropped}
     return Pool(train, evaluation, left_out), kept_prompts

@@ -271,7 +271,7 @@ class _Worker:
             error = f"it {_end_in_words(self._replace(SECONDS_TO_END))}"
         if error:
             raise PluginError(
-                f"a reward's worker process cannot start: {error}; give it more memory "
+                f"reward: a worker process cannot start: {error}; give it more memory "
                 "(training.reward_memory_bytes), or let rewards be scored without one "
                 "(training.reward_workers=0)"
             )

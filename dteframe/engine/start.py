@@ -99,7 +99,7 @@ def _refuse_small_pool(recipe: Recipe, pool: Pool) -> None:
     needed = max(arithmetic.questions_per_plan, arithmetic.reference_size)
     if len(pool.train) < needed:
         raise DataError(
-            f"a plan asks {arithmetic.questions_per_plan} questions (training.questions_per_step x "
+            f"dataset: a plan asks {arithmetic.questions_per_plan} questions (training.questions_per_step x "
             f"training.selection_interval) and {arithmetic.reference_size} references, "
             f"but {len(pool.train)} training questions are left; lower these or give more data"
         )

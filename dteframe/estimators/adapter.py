@@ -200,16 +200,19 @@ def load_adapter(path: Path) -> Adapter:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise DataError(f"{path}: no such adapter file; train one, or remove the key adapter from the recipe")
+        raise DataError(
+            f"{path}: no such adapter file; fit one (dteframe estimator fit), or leave out estimator.adapter"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: not a safetensors file ({error})") from error
+        raise DataError(f"{path}: not a safetensors file ({error}); fit the adapter again") from error
     if "dteframe_adapter" not in metadata:
         raise DataError(
-            f"{path}: the file's metadata has no 'dteframe_adapter'; give a file that save_adapter wrote"
+            f"{path}: the file's metadata has no 'dteframe_adapter'; give a file that "
+            "dteframe estimator fit wrote"
         )
     try:
         shape = AdapterShape(**json.loads(metadata["dteframe_adapter"])["shape"])
@@ -223,7 +226,9 @@ def load_adapter(path: Path) -> Adapter:
             adapter = build_adapter(shape)
         adapter.modules.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-        raise DataError(f"{path}: weights and metadata of the adapter do not fit ({error})") from error
+        raise DataError(
+            f"{path}: weights and metadata of the adapter do not fit ({error}); fit it again"
+        ) from error
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken or not all(np.isfinite(values).all() for values in asdict(easiness).values()):
         raise DataError(

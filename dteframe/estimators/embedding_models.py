@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def find_model_folder(path: str, revision: str | None = None) -> Path:
-    """Find the folder that ``path`` means: a folder, ``package:NAME``, or ``owner/name`` on the hub."""
+    """Find the folder that ``path`` means: a folder, ``package:NAME``, or ``owner/name`` on the hub.
+
+    Raises:
+        DataError: there is none, or it holds no model.
+    """
     if path.startswith("package:"):
         folder = find_folder_in_package(path.removeprefix("package:"))
     elif Path(path).expanduser().is_dir():
@@ -40,7 +44,11 @@ def find_model_folder(path: str, revision: str | None = None) -> Path:
 
 
 def find_folder_in_package(name: str) -> Path:
-    """Find the one folder of an installed package that holds a model: config.json beside safetensors."""
+    """Find the one folder of an installed package that holds a model: config.json beside safetensors.
+
+    Raises:
+        DataError: the package is not installed, or holds no such folder, or several.
+    """
     from importlib.metadata import PackageNotFoundError, files
 
     try:
@@ -60,7 +68,11 @@ def find_folder_in_package(name: str) -> Path:
 
 
 def download_model(name: str, revision: str | None) -> Path:
-    """Fetch a hub model's configuration, tokenizer and safetensors, or find them in the hub's own cache."""
+    """Fetch a hub model's configuration, tokenizer and safetensors, or find them in the hub's own cache.
+
+    Raises:
+        DataError: the hub does not give it, and the cache does not have it.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -69,19 +81,24 @@ def download_model(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise DataError(
-            f"embeddings.path: {name!r} is no folder here and cannot be fetched from the hub ({error})"
+            f"embeddings.path: {name!r} is no folder here and cannot be fetched from the hub ({error}); "
+            "give a folder"
         ) from error
 
 
 def check_sentence_model(folder: Path) -> None:
-    """Refuse a sentence model whose own files ask for more than a mean of the last hidden state."""
+    """Refuse a sentence model whose own files ask for more than a mean of the last hidden state.
+
+    Raises:
+        DataError: they do; says which.
+    """
     if (folder / "modules.json").exists():
         kinds = [
             item["type"].rsplit(".", 1)[-1] for item in json.loads((folder / "modules.json").read_text())
         ]
         strange = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
         if strange:
-            raise DataError(f"{folder}: has the module {strange[0]!r}; only mean pooling is supported")
+            raise DataError(f"{folder}: has the module {strange[0]!r}; give a model of mean pooling alone")
     for path in sorted(folder.glob("*_Pooling/config.json")):
         pooling = json.loads(path.read_text())
         modes = sorted(name for name, value in pooling.items() if name.startswith("pooling_mode") and value)
@@ -89,7 +106,7 @@ def check_sentence_model(folder: Path) -> None:
             modes not in (["pooling_mode_mean_tokens"], ["pooling_mode"])
             or pooling.get("pooling_mode", "mean") != "mean"
         ):
-            raise DataError(f"{path}: pools by {modes}; only mean pooling is supported")
+            raise DataError(f"{path}: pools by {modes!r}; give a model of mean pooling alone")
 
 
 def hash_model(folder: Path, options: Mapping[str, str | int | None]) -> str:
@@ -171,7 +188,9 @@ def keep_layers(module: PreTrainedModel, num_layers: int, folder: Path) -> None:
             f"{folder}: {type(module).__name__} has no list of layers and norm; leave out embeddings.layer"
         )
     if num_layers > len(layers):
-        raise DataError(f"{folder}: embeddings.layer is {num_layers}, the model has {len(layers)} layers")
+        raise DataError(
+            f"{folder}: embeddings.layer is {num_layers}, the model has {len(layers)} layers; lower it"
+        )
     module.layers = layers[:num_layers]
     module.norm = nn.Identity()
     module.config.num_hidden_layers = num_layers

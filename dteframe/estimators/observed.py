@@ -42,7 +42,8 @@ class PoolIndex:
                 )
             if not 0 <= successes <= trials or trials < 1:
                 raise ValueError(
-                    f"{self._estimator}: question {name!r} has {successes} successes in {trials} trials"
+                    f"{self._estimator}: question {name!r} has {successes} successes in {trials} trials; "
+                    "needs 0 <= successes <= trials and 1 trial at least"
                 )
         every = np.array([self.positions[name] for name in observation.question_ids], np.int64)
         positions, places = np.unique(every, return_inverse=True)

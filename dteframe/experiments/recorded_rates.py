@@ -94,7 +94,7 @@ def without_questions(
     groups, count = near_duplicate_groups(texts), len(recorded.texts)
     kept = ~np.isin(groups[:count], groups[count:])
     if not kept.any():
-        raise DataError(f"all {count} questions are in the tables of --without; nothing is left to fit to")
+        raise DataError(f"--without: its tables hold all {count} questions; leave out fewer, or fit to more")
     tell(f"{count - int(kept.sum())} of {count} questions are left out: they are in the tables of --without")
     return replace(
         recorded,
