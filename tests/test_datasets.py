@@ -1,6 +1,7 @@
 import datetime
 import json
 import random
+import re
 from pathlib import Path
 
 import pyarrow
@@ -463,6 +464,11 @@ def test_short_questions_of_a_task_have_solutions_that_end_in_the_answer(told: T
     assert [question.text for question in without.train] == [
         question.text for question in with_solutions.train
     ]
+
+
+def test_the_option_short_names_the_tasks_that_have_a_short_form():
+    told = TaskConfig.model_fields["short"].description
+    assert re.findall("``([a-z_]+)``", told) == list(SHORT_FORMS)
 
 
 def test_what_has_no_short_form_is_refused_with_what_has():

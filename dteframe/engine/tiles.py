@@ -87,7 +87,7 @@ class Tile:
             return cls((item,), True, 0, 0, item.context_length + item.length)
         return cls((item,), False, item.context_length, item.context_length, item.length)
 
-    def and_(self, item: Stretch) -> Tile:
+    def grown_by(self, item: Stretch) -> Tile:
         """Add a stretch that asks for its context if these do."""
         other = Tile.of(item)
         return Tile(
@@ -197,7 +197,7 @@ def _tiled(stretches: Sequence[Stretch]) -> Iterator[Tile]:
     tile, num_needed = None, 0.0
     for item in stretches:
         alone = Tile.of(item)
-        grown = alone if tile is None else tile.and_(item)
+        grown = alone if tile is None else tile.grown_by(item)
         num_needed += alone.num_pairs
         if tile is not None and not _is_worth_it(grown, num_needed):
             yield tile

@@ -24,7 +24,7 @@ SCORES_AT_ONCE = 2**18
 """Attention scores that are in memory at a time: 1 MiB, which fits a core's cache."""
 SAFE_SCORE = 60.0
 """Scores that cannot be larger, either way, need no maximum taken off before the exponential: exp(60) times
-the rollouts of all references is as far from float32's largest number as exp(-60) is from its smallest."""
+the rollouts of all references is far below float32's largest number, and exp(-60) far above its smallest."""
 ROWS_AT_ONCE = 4096
 """Embeddings that are in memory at a time where a whole pool is changed."""
 
