@@ -33,9 +33,9 @@ COLUMNS = ("mean", "evidence", "successes", "trials")
 class RecentForecasts:
     """The newest groups with what was predicted of them; on the checkpoint."""
 
-    chosen: Float[np.ndarray, "columns groups"] = field(default_factory=lambda: np.zeros((4, 0)))
+    chosen: Float[np.ndarray, "columns groups"] = field(default_factory=lambda: np.zeros((len(COLUMNS), 0)))
     """Groups that a selector chose by the estimate; rows are ``COLUMNS``."""
-    uniform: Float[np.ndarray, "columns groups"] = field(default_factory=lambda: np.zeros((4, 0)))
+    uniform: Float[np.ndarray, "columns groups"] = field(default_factory=lambda: np.zeros((len(COLUMNS), 0)))
     """References, coverage, and what was chosen while nothing was known: drawn uniformly from the pool."""
 
     def note(
