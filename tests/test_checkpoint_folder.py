@@ -1,11 +1,14 @@
 """Checkpoints on a disk: what is kept, and that no damaged one is ever used."""
 
+import errno
 import json
 import os
+import threading
 import time
 
 import pytest
 
+from dteframe.engine.checkpoint import completing
 from dteframe.engine.checkpoint_folder import (
     checkpoints_of,
     damage_of,
@@ -162,3 +165,39 @@ def test_a_lock_leaves_no_trace_of_a_start_that_was_refused(tmp_path):
     with locked(tmp_path / "runs" / "tiny"):
         (tmp_path / "runs" / "tiny" / "recipe.yaml").touch()
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["recipe.yaml"]
+
+
+def test_a_run_goes_on_while_a_checkpoint_is_completed_and_the_end_waits_for_it():
+    may_end, done = threading.Event(), []
+
+    def work():
+        may_end.wait(60)
+        done.append("complete")
+
+    with completing() as completion:
+        completion.begin(work)
+        completion.look()
+        assert not done
+        may_end.set()
+    assert done == ["complete"]
+
+
+def test_what_a_checkpoint_fails_with_is_raised_when_the_run_next_looks():
+    def work():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with completing() as completion:
+        completion.begin(work)
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                completion.look()
+        completion.look()
+        completion.wait()
+
+
+def test_what_the_last_checkpoint_fails_with_is_raised_at_the_end():
+    def work():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), completing() as completion:
+        completion.begin(work)

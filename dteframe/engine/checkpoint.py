@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from dteframe.contracts import Component
 from dteframe.engine import calls
 from dteframe.engine.checkpoint_folder import (
     BEST,
     CHECKPOINTS,
+    fresh_folder,
     keep_newest,
     name_of,
     put_in_place,
     replace_file,
     write_manifest,
-    written_whole,
 )
 from dteframe.engine.out_of_memory import SMALLER_OPTIMIZER, memory_for
 from dteframe.engine.progress import Progress
@@ -29,14 +31,57 @@ from dteframe.engine.state_files import read_state, write_state
 from dteframe.errors import ResumeError
 
 
-def save_checkpoint(setup: Setup, progress: Progress) -> Path:
-    """Write ``checkpoints/step_000040``, say in ``checkpoints/best.json`` which is best, remove old ones."""
+@final
+class Completion:
+    """Completes checkpoints while the run goes on, one after the other.
+
+    Their files are written, so that nothing of the run is in use any more; hashing them, bringing them to the
+    disk and giving the folder its name takes most of a checkpoint's time and needs no Python.
+    """
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        """Take the thread that does it."""
+        self._threads = threads
+        self._pending: Future[None] | None = None
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Have a checkpoint completed; the one before must be."""
+        self._pending = self._threads.submit(work)
+
+    def look(self) -> None:
+        """Raise what the checkpoint that is being completed failed with, if it has."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being completed; raise what it fails with."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+@contextmanager
+def completing() -> Iterator[Completion]:
+    """Give what completes checkpoints; at the end, however it comes, the last one is complete."""
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as threads:
+        completion = Completion(threads)
+        try:
+            yield completion
+        finally:
+            completion.wait()
+
+
+def save_checkpoint(setup: Setup, progress: Progress, completion: Completion) -> None:
+    """Write ``checkpoints/step_000040``, say in ``checkpoints/best.json`` which is best, remove old ones.
+
+    When this returns the files are written; ``completion`` does the rest, and the checkpoint counts from then
+    on.
+    """
+    completion.wait()
     progress.note_checkpoint()
     folder = setup.context.run_folder / CHECKPOINTS / name_of(progress.step)
-    with (
-        memory_for("checkpoint", "writing it", setup.context.device, SMALLER_OPTIMIZER),
-        written_whole(folder) as fresh,
-    ):
+    with memory_for("checkpoint", "writing it", setup.context.device, SMALLER_OPTIMIZER):
+        fresh = fresh_folder(folder)
         setup.together(Save(fresh))
         types = {name: component.config.type for name, component in _stateful(setup).items()}
         write_state(fresh, "components", {"types": types, "states": _component_states(setup)})
@@ -47,14 +92,18 @@ def save_checkpoint(setup: Setup, progress: Progress) -> Path:
             "meter": setup.meter.state_dict(),
         }
         write_state(fresh, "progress", state)
+    best = None if progress.best_step is None else folder.with_name(name_of(progress.best_step))
+    told = None if best is None else {"checkpoint": best.name, "success_rate": progress.best_success_rate}
+    limit = setup.recipe.training.save_total_limit
+
+    def complete() -> None:
         write_manifest(fresh)
-    best = None
-    if progress.best_step is not None:
-        best = folder.with_name(name_of(progress.best_step))
-        told = {"checkpoint": best.name, "success_rate": progress.best_success_rate}
-        replace_file(folder.with_name(BEST), json.dumps(told) + "\n")
-    keep_newest(folder, setup.recipe.training.save_total_limit, best)
-    return folder
+        put_in_place(fresh, folder)
+        if told is not None:
+            replace_file(folder.with_name(BEST), json.dumps(told) + "\n")
+        keep_newest(folder, limit, best)
+
+    completion.begin(complete)
 
 
 def save_policy(setup: Setup) -> None:

@@ -22,11 +22,17 @@ FORMAT = 1
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """Give an empty folder to write to, which takes the place of ``folder`` once all of it is on the disk."""
+    fresh = fresh_folder(folder)
+    yield fresh
+    put_in_place(fresh, folder)
+
+
+def fresh_folder(folder: Path) -> Path:
+    """Make the empty folder beside ``folder`` that is to take its place."""
     fresh = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    yield fresh
-    put_in_place(fresh, folder)
+    return fresh
 
 
 def put_in_place(fresh: Path, folder: Path) -> None:
