@@ -16,12 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet
-
-from dteframe.experiments.near_duplicates import near_duplicate_groups
-from dteframe.experiments.published_traces import read_any_trace
-
 PAGE = Path(__file__).parent / "estimators.md"
 SWEEPS = [
     Path(__file__).parents[1] / "recipes" / "sweeps" / name for name in ("estimators.yaml", "recorded.yaml")
@@ -35,18 +29,9 @@ BEGIN, END = "<!-- {}: written by docs/write_estimator_tables.py -->", "<!-- end
 def evaluate(trace: Path, rates: Path) -> Mapping[str, Any]:
     """Run the commands that a user would."""
     with tempfile.TemporaryDirectory() as folder:
-        pyarrow.parquet.write_table(without_questions_of(trace, rates), Path(folder) / "rates.parquet")
-        _dteframe(folder, "fit", "rates.parquet", "--out", ADAPTER)
+        _dteframe(folder, "fit", str(rates.resolve()), "--without", str(trace.resolve()), "--out", ADAPTER)
         output = _dteframe(folder, "evaluate", str(trace.resolve()), *map(str, SWEEPS), *SETTINGS, "--json")
     return dict(json.loads(output))
-
-
-def without_questions_of(trace: Path, rates: Path) -> pyarrow.Table:
-    """Leave out what the trace asks, nearly the same texts too."""
-    table = pyarrow.parquet.read_table(rates)
-    texts = table["question"].to_pylist()
-    groups = near_duplicate_groups([*texts, *read_any_trace(trace).texts])
-    return table.filter(~np.isin(groups[: len(texts)], groups[len(texts) :]))
 
 
 def _dteframe(folder: str, *arguments: str) -> str:
