@@ -19,7 +19,7 @@ SMALL_VOCABULARY = 512
 """A tokenizer of at most this many tokens has one for a byte."""
 TEXT_BYTES = 4
 """Of a token of a larger vocabulary, in English and mathematics."""
-METRICS_BYTES, TENSORBOARD_BYTES = 3000, 5000
+METRICS_BYTES, TENSORBOARD_BYTES = 3000, 6200
 """Of a step."""
 SELECTION_BYTES, SELECTED_BYTES = 600, 60
 """Of a plan, and of each of its questions."""
