@@ -68,15 +68,22 @@ def read_trace(path: Path) -> Trace:
     Raises:
         DataError: there is no such file, it lacks a column, or a row is impossible; names file and row.
     """
-    if path.is_dir():
-        named = [path / "trace.parquet", path / "trace.jsonl"]
-        found = [file for file in named if file.is_file()]
-        if not found:
-            raise DataError(
-                f"{path}: holds neither trace.parquet nor trace.jsonl; give a trace or a run folder"
-            )
-        path = found[0]
+    path = trace_file(path)
     return trace_of_rows(read_table(path), str(path))
+
+
+def trace_file(path: Path) -> Path:
+    """Give the trace in a run folder, or the file itself.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    found = [file for file in (path / "trace.parquet", path / "trace.jsonl") if file.is_file()]
+    if not found:
+        raise DataError(f"{path}: holds neither trace.parquet nor trace.jsonl; give a trace or a run folder")
+    return found[0]
 
 
 def read_table(path: Path) -> Mapping[str, Sequence[Any]]:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dteframe.engine.checkpoint import completing
+from dteframe.engine.checkpoint import finishing_checkpoints
 from dteframe.engine.checkpoint_folder import (
     checkpoints_of,
     damage_of,
@@ -174,9 +174,9 @@ def test_a_run_goes_on_while_a_checkpoint_is_completed_and_the_end_waits_for_it(
         may_end.wait(60)
         done.append("complete")
 
-    with completing() as completion:
-        completion.begin(work)
-        completion.look()
+    with finishing_checkpoints() as finishing:
+        finishing.begin(work)
+        finishing.look()
         assert not done
         may_end.set()
     assert done == ["complete"]
@@ -186,18 +186,18 @@ def test_what_a_checkpoint_fails_with_is_raised_when_the_run_next_looks():
     def work():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with completing() as completion:
-        completion.begin(work)
+    with finishing_checkpoints() as finishing:
+        finishing.begin(work)
         with pytest.raises(OSError, match="No space left"):
             while True:
-                completion.look()
-        completion.look()
-        completion.wait()
+                finishing.look()
+        finishing.look()
+        finishing.wait()
 
 
 def test_what_the_last_checkpoint_fails_with_is_raised_at_the_end():
     def work():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"), completing() as completion:
-        completion.begin(work)
+    with pytest.raises(OSError, match="No space left"), finishing_checkpoints() as finishing:
+        finishing.begin(work)

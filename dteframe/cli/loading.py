@@ -40,6 +40,13 @@ def load(
     return load_recipe(recipe, overrides or (), registry), registry
 
 
+def plugins_here(plugins: Sequence[Path] | None) -> Registry:
+    """Load the plugins near the current folder, and say which files are left out."""
+    registry = load_registry(plugins, near=Path.cwd())
+    say([f"{problem}; left out" for problem in registry.broken])
+    return registry
+
+
 @contextmanager
 def one_voice() -> Iterator[None]:
     """Leave an error that all processes of a machine come upon to the first that torchrun started there.

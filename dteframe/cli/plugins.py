@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from dteframe.cli.loading import plugins_here
 from dteframe.cli.options import AsJson, Debug, NoLocalPlugins, PluginPaths, chosen_plugins
 from dteframe.cli.talk import as_json_text, say, telling_errors
 from dteframe.errors import PluginError
 from dteframe.plugin_sources import shown
-from dteframe.registry import load_registry
 
 
 def list_all_plugins(
@@ -27,9 +27,7 @@ def list_all_plugins(
 
     with telling_errors(debug):
         plugins = chosen_plugins(plugins, no_local_plugins)
-        registry = load_registry(plugins, near=Path.cwd())
-        say([f"{problem}; left out" for problem in registry.broken])
-        found = list_plugins(registry, kind, name)
+        found = list_plugins(plugins_here(plugins), kind, name)
         if as_json:
             typer.echo(as_json_text(found))
         else:

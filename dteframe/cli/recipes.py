@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dteframe.cli.loading import files_and_overrides, load_and_say
+from dteframe.cli.loading import files_and_overrides, load_and_say, plugins_here
 from dteframe.cli.options import (
     AsJson,
     Debug,
@@ -20,7 +20,6 @@ from dteframe.cli.options import (
 from dteframe.cli.talk import as_json_text, plain, say, telling_errors, write_file
 from dteframe.errors import Problem, RecipeError
 from dteframe.recipe import json_schema
-from dteframe.registry import load_registry
 
 
 def validate(
@@ -101,9 +100,7 @@ def schema(
     """Print the JSON schema of recipes, plugins included, for the completion of an editor."""
     with telling_errors(debug):
         plugins = chosen_plugins(plugins, no_local_plugins)
-        registry = load_registry(plugins, near=Path.cwd())
-        say([f"{problem}; left out" for problem in registry.broken])
-        text = as_json_text(json_schema(registry))
+        text = as_json_text(json_schema(plugins_here(plugins)))
         if out is None:
             typer.echo(text)
         else:

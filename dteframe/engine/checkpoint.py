@@ -32,8 +32,8 @@ from dteframe.errors import ResumeError
 
 
 @final
-class Completion:
-    """Completes checkpoints while the run goes on, one after the other.
+class Finishing:
+    """Finishes checkpoints while the run goes on, one after the other.
 
     Their files are written, so that nothing of the run is in use any more; hashing them, bringing them to the
     disk and giving the folder its name takes most of a checkpoint's time and needs no Python.
@@ -45,39 +45,39 @@ class Completion:
         self._pending: Future[None] | None = None
 
     def begin(self, work: Callable[[], None]) -> None:
-        """Have a checkpoint completed; the one before must be."""
+        """Have a checkpoint finished; the one before must be."""
         self._pending = self._threads.submit(work)
 
     def look(self) -> None:
-        """Raise what the checkpoint that is being completed failed with, if it has."""
+        """Raise what the checkpoint that is being finished failed with, if it has."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being completed; raise what it fails with."""
+        """Wait for the checkpoint that is being finished; raise what it fails with."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
 
 @contextmanager
-def completing() -> Iterator[Completion]:
-    """Give what completes checkpoints; at the end, however it comes, the last one is complete."""
+def finishing_checkpoints() -> Iterator[Finishing]:
+    """Give what finishes checkpoints; at the end, however it comes, the last one is finished."""
     with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as threads:
-        completion = Completion(threads)
+        finishing = Finishing(threads)
         try:
-            yield completion
+            yield finishing
         finally:
-            completion.wait()
+            finishing.wait()
 
 
-def save_checkpoint(setup: Setup, progress: Progress, completion: Completion) -> None:
+def save_checkpoint(setup: Setup, progress: Progress, finishing: Finishing) -> None:
     """Write ``checkpoints/step_000040``, say in ``checkpoints/best.json`` which is best, remove old ones.
 
-    When this returns the files are written; ``completion`` does the rest, and the checkpoint counts from then
+    When this returns the files are written; ``finishing`` does the rest, and the checkpoint counts from then
     on.
     """
-    completion.wait()
+    finishing.wait()
     progress.note_checkpoint()
     folder = setup.context.run_folder / CHECKPOINTS / name_of(progress.step)
     with memory_for("checkpoint", "writing it", setup.context.device, SMALLER_OPTIMIZER):
@@ -96,14 +96,14 @@ def save_checkpoint(setup: Setup, progress: Progress, completion: Completion) ->
     told = None if best is None else {"checkpoint": best.name, "success_rate": progress.best_success_rate}
     limit = setup.recipe.training.save_total_limit
 
-    def complete() -> None:
+    def finish() -> None:
         write_manifest(fresh)
         put_in_place(fresh, folder)
         if told is not None:
             replace_file(folder.with_name(BEST), json.dumps(told) + "\n")
         keep_newest(folder, limit, best)
 
-    completion.begin(complete)
+    finishing.begin(finish)
 
 
 def save_policy(setup: Setup) -> None:

@@ -20,15 +20,9 @@ from dteframe.engine.run_folder import (
 )
 from dteframe.errors import ResumeError
 from dteframe.recipe import Recipe
+from dteframe.trackers.jsonl import FILE_NAMES
 
-RECORDS = (
-    "metrics.jsonl",
-    "rollouts.jsonl",
-    "selections.jsonl",
-    "trace.jsonl",
-    "reward_failures.jsonl",
-    "tensorboard",
-)
+RECORDS = (*FILE_NAMES, "tensorboard")
 """What is carried over; resuming cuts it back to the checkpoint."""
 
 

@@ -12,7 +12,13 @@ import transformers
 from dteframe.assemble import Parts, assemble
 from dteframe.contracts import Context
 from dteframe.engine.advice import advise
-from dteframe.engine.checkpoint import Completion, completing, load_checkpoint, save_checkpoint, save_policy
+from dteframe.engine.checkpoint import (
+    Finishing,
+    finishing_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    save_policy,
+)
 from dteframe.engine.checkpoint_folder import newest_checkpoint, step_of
 from dteframe.engine.disk import disk_for
 from dteframe.engine.distributed import ALONE, Processes
@@ -78,8 +84,8 @@ def run_recipe(
             setup = _begin(recipe, context, parts, registry, progress, processes, scorer)
             registry.hooks.hook.dteframe_run_started(run=run_report(setup, progress))
             try:
-                with completing() as completion:
-                    _train(setup, progress, stop or Stop(), completion)
+                with finishing_checkpoints() as finishing:
+                    _train(setup, progress, stop or Stop(), finishing)
             except StoppedError:
                 processes.broadcast(None)  # The others have no part in what comes of it.
                 raise
@@ -120,7 +126,7 @@ def _begin(  # noqa: PLR0913  # all that a run begins with, once
     return setup
 
 
-def _train(setup: Setup, progress: Progress, stop: Stop, completion: Completion) -> None:
+def _train(setup: Setup, progress: Progress, stop: Stop, finishing: Finishing) -> None:
     """Repeat the step: evaluate, report and checkpoint at their turns, and at the end."""
     training, canary_every = setup.recipe.training, setup.recipe.rollout.canary_every
     reports = _checked(setup)
@@ -131,7 +137,7 @@ def _train(setup: Setup, progress: Progress, stop: Stop, completion: Completion)
     else:
         setup.meter.close_step()  # What resuming took is no part of a step.
     while progress.step < training.max_steps:
-        completion.look()
+        finishing.look()
         with stop.held_together():
             reports = list(training_step(setup, progress))
             is_last = progress.step == training.max_steps
@@ -144,7 +150,7 @@ def _train(setup: Setup, progress: Progress, stop: Stop, completion: Completion)
             if is_last or is_due or stop.is_wanted:
                 stop.forget_deadline()
                 with setup.meter.stage("checkpoint"):
-                    save_checkpoint(setup, progress, completion)
+                    save_checkpoint(setup, progress, finishing)
     if training.evaluate_every and progress.evaluated_step != progress.step:
         # The run is resumed where it already has all of its steps, and ends earlier than it was to.
         progress.note_evaluation(evaluate(setup, progress.step), progress.step)

@@ -24,15 +24,12 @@ from dteframe.errors import DataError, ResumeError
 from dteframe.recipe import Recipe
 from dteframe.registry import Registry
 from dteframe.reports import RunSummary
+from dteframe.trackers.jsonl import FILE_NAMES
 
 RECIPE, MANIFEST, SUMMARY, LOCK = "recipe.yaml", "manifest.json", "summary.json", ".lock"
 WRITTEN_BY_A_RUN = (
-    "metrics.jsonl",
-    "rollouts.jsonl",
-    "selections.jsonl",
-    "trace.jsonl",
+    *FILE_NAMES,
     "trace.parquet",
-    "reward_failures.jsonl",
     "tensorboard",
     "checkpoints",
     "policy",

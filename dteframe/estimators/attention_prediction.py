@@ -157,12 +157,14 @@ class AttentionPredictor:
         rates, trials = references.rates, None if references.are_alike else references.trials
         keys = self._keys(references.positions)
         own_scores = self._queries[references.positions] @ keys.T
-        temperature, left_out = self._attend_among(references, own_scores, trials)
-        keys /= np.float32(temperature)
         queries = self._queries if positions is None else self._queries[positions]
         if self._adapter is None:
+            temperature, left_out = self._attend_among(references, own_scores, trials)
+            keys /= np.float32(temperature)
             mean = attention_math.attend_from(queries, self._longest_query, keys, rates, trials)
         else:
+            temperature = self._options.score_temperature or 1.0
+            keys /= np.float32(temperature)
             easiness = self._easiness if positions is None else self._easiness[positions]
             prior = Prior(self._easiness[references.positions], references)
             own_scores /= np.float32(temperature)
@@ -233,9 +235,9 @@ class AttentionPredictor:
     ) -> tuple[float, Float[np.ndarray, "references"]]:
         """Predict the references from each other; give the temperature too.
 
-        It is the recipe's, the adapter's, or the one under which they predict each other best.
+        It is the recipe's, or the one under which they predict each other best.
         """
-        given = self._options.score_temperature or (None if self._adapter is None else 1.0)
+        given = self._options.score_temperature
         temperatures = SCORE_TEMPERATURES if given is None else (given,)
         predicted = attention_math.leave_one_out(scores, temperatures, references.rates, trials)
         likelihoods = [

@@ -70,12 +70,12 @@ def _row(verdict: Verdict, kind: str, scores: Scores, uniform: float) -> tuple[s
     return (
         verdict.recipe if is_first else "",
         kind,
-        _cell(scores.pearson, 3, None if ceiling is None else ceiling.pearson),
-        _cell(scores.spearman, 3, None),
-        _cell(scores.brier, 4, None if ceiling is None else ceiling.brier),
-        _cell(scores.nll_nats, 4, None if ceiling is None else ceiling.nll_nats),
-        _cell(scores.slope, 2, None),
-        f"{_cell(share, 3, None)} = {share.value / uniform:.2f}x" if is_first and share and uniform else "",
+        cell(scores.pearson, 3, None if ceiling is None else ceiling.pearson),
+        cell(scores.spearman, 3, None),
+        cell(scores.brier, 4, None if ceiling is None else ceiling.brier),
+        cell(scores.nll_nats, 4, None if ceiling is None else ceiling.nll_nats),
+        cell(scores.slope, 2, None),
+        f"{cell(share, 3, None)} = {share.value / uniform:.2f}x" if is_first and share and uniform else "",
         f"{verdict.reference_rollouts:.0f}" if is_first else "",
         f"{verdict.predicting_seconds_per_round:.3f}" if is_first else "",
         f"{verdict.choosing_seconds_per_round:.4f}" if is_first else "",
@@ -103,7 +103,8 @@ def _what_is_missing(comparison: Comparison) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _cell(score: Score | None, digits: int, ceiling: float | None) -> str:
+def cell(score: Score | None, digits: int, ceiling: float | None = None) -> str:
+    """Write a score with half of its interval, and what a perfect estimator would have in brackets."""
     if score is None:
         return "-"
     half = (score.high - score.low) / 2

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from dteframe.contracts import Estimator
 from dteframe.estimators.adapter import Adapter, build_adapter, save_adapter, start_from_easiness
-from dteframe.estimators.adapter_training import FittedAdapter
+from dteframe.estimators.adapter_training import FittedAdapter, SolveCounts
 from dteframe.estimators.attention import AttentionConfig, AttentionEstimator
 from dteframe.estimators.policy_probe import PolicyProbeConfig, PolicyProbeEstimator
 from dteframe.experiments.replay_trace import Forecasts, quiet_context
@@ -29,6 +30,12 @@ CERTAIN = 1e6
 """Evidence of all forecasts: the likelihood is that of the predicted rates alone."""
 
 
+MIN_JUDGED = 8
+"""Questions of a policy below which it is not judged."""
+TRAINED_ON, STOPPING, JUDGED = 0, 1, 2
+"""Sides of a split."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What one policy answered: on references, which are revealed, and on the questions to judge by."""
@@ -39,6 +46,61 @@ class Policy:
     """Successes and trials."""
     judged: Int[np.ndarray, "judged"]
     counts: Int[np.ndarray, "2 judged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which questions are fitted to, and who is judged on which of the others."""
+
+    number: int
+    """Of the fold and seed."""
+    counts: SolveCounts
+    """What may be fitted to, if the sides allow it."""
+    sides: Int[np.ndarray, "questions"]
+    """Trained on, stopped by (and references), or judged."""
+    judged_by: SolveCounts
+    """What the judged policies answered, on the same questions."""
+    judged_policies: Sequence[int]
+
+
+def judge(
+    split: Split,
+    embeddings: Float[np.ndarray, "questions width"],
+    fitted: FittedAdapter,
+    reference_size: int,
+    rng: np.random.Generator,
+) -> dict[str, list[Forecasts]]:
+    """Let every contender predict what each judged policy answered, if it answered enough."""
+    judged, stopping = (np.flatnonzero(split.sides == side) for side in (JUDGED, STOPPING))
+    forecasts: dict[str, list[Forecasts]] = {name: [] for name in CONTENDERS}
+    for place in split.judged_policies:
+        policy = policy_on(split.judged_by, place, stopping, judged, reference_size, rng)
+        if policy is None:
+            continue
+        number = split.number * len(split.judged_by.policies) + place
+        with TemporaryDirectory() as folder:
+            found = forecasts_of(fitted, embeddings, policy, number, Path(folder))
+        for name, forecast in found.items():
+            forecasts[name].append(forecast)
+    return forecasts
+
+
+def policy_on(
+    counts: SolveCounts,
+    number: int,
+    references: Int[np.ndarray, "pool"],
+    judged: Int[np.ndarray, "judged"],
+    size: int,
+    rng: np.random.Generator,
+) -> Policy | None:
+    """Draw a policy's references, and give what it answered; None where it answered too little."""
+    trials = counts.trials[number]
+    pool, asked = references[trials[references] > 0], judged[trials[judged] > 0]
+    if len(pool) < 2 or len(asked) < MIN_JUDGED:
+        return None
+    drawn = np.sort(rng.choice(pool, min(size, len(pool)), replace=False))
+    block = np.stack([counts.successes[number], trials])
+    return Policy(drawn, block[:, drawn], asked, block[:, asked])
 
 
 def forecasts_of(

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,11 @@ from dteframe.estimators.adapter import AdapterShape, save_adapter
 from dteframe.estimators.adapter_training import AdapterTraining, FittedAdapter, SolveCounts, fit_adapter
 from dteframe.estimators.embedding_options import EmbeddingsConfig, NgramEmbeddings, PolicyEmbeddings
 from dteframe.estimators.embeddings import Embedder, embed, embedder_of
-from dteframe.experiments.contenders import CONTENDERS, Policy, forecasts_of
+from dteframe.experiments.comparison_text import cell
+from dteframe.experiments.contenders import JUDGED, MIN_JUDGED, STOPPING, TRAINED_ON, Split, judge
 from dteframe.experiments.recorded_rates import RecordedRates, read_recorded_rates, without_questions
-from dteframe.experiments.replay_trace import Forecasts
-from dteframe.experiments.scores import Score, Scores, scores_of
+from dteframe.experiments.scores import Scores, scores_of
 from dteframe.recipe import Recipe
-
-MIN_JUDGED = 8
-"""Questions of a policy below which it is not judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +149,13 @@ def fit_estimator(
     counts, seed = recorded.counts, settings.training.seed
     sides = sides_of(recorded.groups, settings.held_out_fraction, seed)
     fitted = fit_to(features, counts, recorded.groups, sides, settings, progress)
-    judged, stopping = (np.flatnonzero(sides == side) for side in (JUDGED, STOPPING))
+    split = Split(0, counts, sides, counts, range(len(counts.policies)))
     rng = np.random.default_rng([seed, 3])
-    forecasts: dict[str, list[Forecasts]] = {name: [] for name in CONTENDERS}
-    for number in range(len(counts.policies)):
-        policy = policy_on(counts, number, stopping, judged, settings.training.reference_size, rng)
-        if policy is None:
-            continue
-        with TemporaryDirectory() as folder:
-            found = forecasts_of(fitted, features.matrix, policy, number, Path(folder))
-        for name, forecast in found.items():
-            forecasts[name].append(forecast)
+    forecasts = judge(split, features.matrix, fitted, settings.training.reference_size, rng)
+    num_judged = int((sides == JUDGED).sum())
     if not forecasts["adapter"]:
         raise DataError(
-            f"no policy answered {MIN_JUDGED} of the {len(judged)} questions that are held out to judge by; "
+            f"no policy answered {MIN_JUDGED} of the {num_judged} questions that are held out to judge by; "
             "give more questions"
         )
     scores = {
@@ -180,8 +169,8 @@ def fit_estimator(
         num_policies=len(counts.policies),
         num_questions=len(counts.question_ids),
         num_trained_on=int((sides == TRAINED_ON).sum()),
-        num_stopped_by=len(stopping),
-        num_judged=len(judged),
+        num_stopped_by=int((sides == STOPPING).sum()),
+        num_judged=num_judged,
         settings=settings,
         best_epoch=fitted.best_epoch,
         penalty=fitted.easiness.penalty,
@@ -189,10 +178,6 @@ def fit_estimator(
         scores=scores,
     )
     return fitted, report
-
-
-TRAINED_ON, STOPPING, JUDGED = 0, 1, 2
-"""Sides of a split."""
 
 
 def sides_of(
@@ -243,24 +228,6 @@ def fit_to(
         raise DataError(str(error)) from error
 
 
-def policy_on(
-    counts: SolveCounts,
-    number: int,
-    references: Int[np.ndarray, "pool"],
-    judged: Int[np.ndarray, "judged"],
-    size: int,
-    rng: np.random.Generator,
-) -> Policy | None:
-    """Draw a policy's references, and give what it answered; None where it answered too little."""
-    trials = counts.trials[number]
-    pool, asked = references[trials[references] > 0], judged[trials[judged] > 0]
-    if len(pool) < 2 or len(asked) < MIN_JUDGED:
-        return None
-    drawn = np.sort(rng.choice(pool, min(size, len(pool)), replace=False))
-    block = np.stack([counts.successes[number], trials])
-    return Policy(drawn, block[:, drawn], asked, block[:, asked])
-
-
 def check_writable(path: Path) -> None:
     """Refuse a file that cannot be written before anything is fitted.
 
@@ -286,26 +253,20 @@ def fit_text(report: FitReport) -> str:
 def scores_text(rows: dict[str, Scores]) -> str:
     """Lay scores out as a table, a line per contender."""
     table = [("predictor", "pearson", "nll", "brier", "slope")]
-    for name, scores in rows.items():
-        table.append(
-            (
-                name,
-                cell(scores.pearson, 3),
-                cell(scores.nll_nats, 4),
-                cell(scores.brier, 4),
-                cell(scores.slope, 2),
-            )
-        )
+    table += [(name, *cells_of(scores)) for name, scores in rows.items()]
     widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
     return "\n".join(lines)
 
 
-def cell(score: Score | None, digits: int) -> str:
-    """Write a score with half of its interval."""
-    if score is None:
-        return "-"
-    return f"{score.value:.{digits}f} +- {(score.high - score.low) / 2:.{digits}f}"
+def cells_of(scores: Scores) -> tuple[str, str, str, str]:
+    """Write correlation, likelihood, Brier score and slope with half of their intervals."""
+    return (
+        cell(scores.pearson, 3),
+        cell(scores.nll_nats, 4),
+        cell(scores.brier, 4),
+        cell(scores.slope, 2),
+    )
 
 
 def _all(scores: Scores | None) -> Scores:

@@ -14,7 +14,7 @@ from dteframe.errors import DataError
 from dteframe.estimators.adapter_training import SolveCounts
 from dteframe.experiments.near_duplicates import near_duplicate_groups
 from dteframe.experiments.published_traces import read_any_trace
-from dteframe.traces import Trace
+from dteframe.traces import Trace, trace_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,5 @@ def question_id_of(text: str) -> str:
 
 def digest_of(path: Path) -> str:
     """Hash a table; of a run folder, the trace in it."""
-    if path.is_dir():
-        path = next(file for file in (path / "trace.parquet", path / "trace.jsonl") if file.is_file())
-    with path.open("rb") as file:
+    with trace_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,29 +6,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int
 
 from dteframe.contracts import Context
 from dteframe.errors import DataError
-from dteframe.estimators.adapter_training import FittedAdapter, SolveCounts
+from dteframe.estimators.adapter_training import SolveCounts
 from dteframe.estimators.attention_math import pearson
 from dteframe.estimators.embedding_options import EmbeddingsConfig
-from dteframe.experiments.contenders import CONTENDERS, forecasts_of
-from dteframe.experiments.fit_estimator import (
-    JUDGED,
-    STOPPING,
-    TRAINED_ON,
-    Features,
-    FitSettings,
-    cell,
-    features_of,
-    fit_to,
-    policy_on,
-)
+from dteframe.experiments.comparison_text import cell
+from dteframe.experiments.contenders import CONTENDERS, JUDGED, STOPPING, TRAINED_ON, Split, judge
+from dteframe.experiments.fit_estimator import Features, FitSettings, cells_of, features_of, fit_to
 from dteframe.experiments.published_traces import read_any_trace
 from dteframe.experiments.recorded_rates import RecordedRates, question_id_of, read_recorded_rates
 from dteframe.experiments.replay_trace import Forecasts
@@ -69,19 +58,6 @@ class TransferSettings:
     num_seeds: int
     fit: FitSettings
     tell: Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """One fold of one seed."""
-
-    number: int
-    counts: SolveCounts
-    """What may be fitted to, if the sides allow it."""
-    sides: Int[np.ndarray, "questions"]
-    judged_by: SolveCounts
-    """What the judged policies answered, on the same questions."""
-    judged_policies: Sequence[int]
 
 
 def transfer_tables(
@@ -204,29 +180,11 @@ def transfer(
                 f"seed {seed}, fold {split.number % NUM_FOLDS}: penalty {fitted.easiness.penalty:g}, gains "
                 f"{fitted.easiness.gains}, best epoch {fitted.best_epoch}"
             )
-            judge(split, features, fitted, training.reference_size, forecasts)
+            rng = np.random.default_rng([split.number, 5])
+            found = judge(split, features.matrix, fitted, training.reference_size, rng)
+            for name, items in found.items():
+                forecasts[name] += items
     return [_transfer_of(name, items) for name, items in forecasts.items()]
-
-
-def judge(
-    split: Split,
-    features: Features,
-    fitted: FittedAdapter,
-    reference_size: int,
-    forecasts: Mapping[str, list[Forecasts]],
-) -> None:
-    """Add what every contender says of each judged policy of a fold."""
-    judged, stopping = (np.flatnonzero(split.sides == side) for side in (JUDGED, STOPPING))
-    rng = np.random.default_rng([split.number, 5])
-    for place in split.judged_policies:
-        policy = policy_on(split.judged_by, place, stopping, judged, reference_size, rng)
-        if policy is None:
-            continue
-        number = split.number * len(split.judged_by.policies) + place
-        with TemporaryDirectory() as folder:
-            found = forecasts_of(fitted, features.matrix, policy, number, Path(folder))
-        for name, forecast in found.items():
-            forecasts[name].append(forecast)
 
 
 def transfer_text(rows: Sequence[tuple[str, Transfer]]) -> str:
@@ -236,14 +194,7 @@ def transfer_text(rows: Sequence[tuple[str, Transfer]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for recipe, item in rows:
-        scores = item.scores
-        cells = (
-            cell(item.pearson_within, 3),
-            cell(scores.pearson, 3),
-            cell(scores.nll_nats, 4),
-            cell(scores.brier, 4),
-            cell(scores.slope, 2),
-        )
+        cells = (cell(item.pearson_within, 3), *cells_of(item.scores))
         lines.append(f"| {recipe} | {item.contender} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -18,10 +18,10 @@ from dteframe.plugin_sources import BUILT_IN
 from dteframe.recipe import load_recipe
 from dteframe.registry import load_registry
 from dteframe.reports import EvaluationReport, GroupsReport, PlanReport, StepReport
+from dteframe.trackers.jsonl import FILE_NAMES
 
 Moment: TypeAlias = Literal["planned", "scored", "evaluated", "finished"]
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
-RECORDS = ("metrics.jsonl", "selections.jsonl", "rollouts.jsonl", "trace.jsonl", "reward_failures.jsonl")
 OF_THE_CLOCK = ("_seconds", "_per_second", "_bytes", "_utilization")
 """Ends of the names of metrics that the clock and the machine decide."""
 PRELOADED = ["dteframe.engine.run", *BUILT_IN, "pyarrow.parquet", "pandas", "rich.progress"]
@@ -119,7 +119,7 @@ def first_difference(one: Path, other: Path) -> str | None:
     Weights and the state of the learner and of all components are compared bit for bit, as their last
     checkpoints have them.
     """
-    for name in RECORDS:
+    for name in FILE_NAMES:
         difference = _difference(_rows(one / name), _rows(other / name), name)
         if difference is not None:
             return difference

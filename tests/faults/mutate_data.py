@@ -6,22 +6,19 @@ Datasets (csv, json, jsonl, parquet), traces (jsonl, parquet, and the published 
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import struct
-import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
+from verdicts import Verdict, judge_many, verdict
 
 from dteframe import DataError
 from dteframe.contracts import Context
@@ -30,8 +27,6 @@ from dteframe.engine import calls
 from dteframe.estimators.adapter import AdapterShape, build_adapter, load_adapter, save_adapter
 from dteframe.experiments.published_traces import read_any_trace
 
-SECONDS_AT_MOST = 2.0
-"""Of CPU time: others may be at work on the machine."""
 VALUES: tuple[Any, ...] = (
     *(None, True, 0, -1, 1.5, 2**63 - 1, -(2**63), 10**40, float("nan"), float("inf"), -0.0),
     *("", " ", "a", "\0", "\ud800", "é" * 1000, "1", "nan", "train", "{}", "=1+1", '"', "a,b", "a\nb"),
@@ -56,16 +51,6 @@ ARROW_TYPES = (
         pa.dictionary(pa.int8(), pa.string()),
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one mutated file."""
-
-    kind: str
-    """``read``, ``refused`` or ``surprise``."""
-    seconds: float
-    message: str = ""
 
 
 def _questions() -> list[dict[str, Any]]:
@@ -109,7 +94,7 @@ TABLES: Mapping[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[Path], 
 """Rows that are sound, what reads them, and as which files."""
 
 
-def outcome_of(path: Path, read: Callable[[Path], object]) -> Outcome:
+def outcome_of(path: Path, read: Callable[[Path], object]) -> Verdict:
     """Read a file, and judge what comes of it."""
     began = time.process_time()
     kind, message = "read", ""
@@ -121,13 +106,10 @@ def outcome_of(path: Path, read: Callable[[Path], object]) -> Outcome:
             kind, message = "surprise", f"without the file's name: {message}"
     except Exception:  # noqa: BLE001  # that is what is looked for
         kind, message = "surprise", traceback.format_exc()
-    seconds = time.process_time() - began
-    if seconds > SECONDS_AT_MOST:
-        return Outcome("surprise", seconds, f"took {seconds:.1f} seconds ({kind})")
-    return Outcome(kind, seconds, message)
+    return verdict(kind, time.process_time() - began, message)
 
 
-def outcomes(seeds: range, folder: Path) -> Iterator[tuple[int, str, Outcome]]:
+def outcomes(seeds: range, folder: Path) -> Iterator[tuple[int, str, Verdict]]:
     """Judge a file per seed; that of a surprise stays in ``folder``."""
     adapter = folder / "adapter.safetensors"
     save_adapter(build_adapter(AdapterShape("e", 8, hidden_width=4, num_layers=2)), adapter)
@@ -144,7 +126,7 @@ def outcomes(seeds: range, folder: Path) -> Iterator[tuple[int, str, Outcome]]:
         found = outcome_of(path, read)
         if found.kind != "surprise":
             path.unlink()
-        yield seed, f"{what}{path.suffix}", found
+        yield seed, f"{what}, {path}", found
 
 
 def _write_mutated(rng: random.Random, rows: list[dict[str, Any]], path: Path) -> None:
@@ -288,19 +270,8 @@ def _mutated_floats(rng: random.Random, data: bytes) -> bytes:
 
 def main() -> None:
     """Judge as many files as asked for, and print what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    arguments = parser.parse_args()
-    folder, counts, slowest = Path(tempfile.mkdtemp(prefix="mutated_data_")), Counter[str](), 0.0
-    for seed, what, found in outcomes(range(arguments.first, arguments.first + arguments.count), folder):
-        counts[found.kind] += 1
-        slowest = max(slowest, found.seconds)
-        if found.kind == "surprise":
-            sys.stdout.write(f"seed {seed}: {what} in {folder}\n{found.message[-1200:]}\n")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    sys.stdout.write(f"{arguments.count} mutated files: {kinds}; the slowest took {slowest:.2f} seconds\n")
-    sys.exit(counts["surprise"] > 0)
+    folder = Path(tempfile.mkdtemp(prefix="mutated_data_"))
+    judge_many(__doc__.splitlines()[0], "files", 1000, lambda seeds: outcomes(seeds, folder))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import random
@@ -14,7 +13,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +24,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny_run import TINY
+from verdicts import Verdict, judge_many, verdict
 
 from dteframe.errors import RecipeError
 from dteframe.memory_plan import device_bytes, memory_plan
@@ -36,8 +35,6 @@ from dteframe.recipe.loader import LoadedRecipe
 from dteframe.registry import Registry
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SECONDS_AT_MOST = 2.0
-"""Of CPU time: others may be at work on the machine."""
 LOCATED = re.compile(r"^(?:.+:\d+:\d+|--set .*|command line|.+\.yaml): ", re.DOTALL)
 """How a line of a refusal begins."""
 
@@ -120,16 +117,6 @@ LINES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one mutated recipe."""
-
-    kind: str
-    """``plan``, ``refused`` or ``surprise``."""
-    seconds: float
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Corpus:
     """The recipes that are mutated."""
 
@@ -179,7 +166,7 @@ def mutated_overrides(rng: random.Random) -> list[str]:
     ]
 
 
-def outcome_of(path: Path, overrides: Sequence[str], registry: Registry) -> Outcome:
+def outcome_of(path: Path, overrides: Sequence[str], registry: Registry) -> Verdict:
     """Do what ``dteframe plan`` does with a file, and judge what comes of it."""
     began = time.process_time()
     try:
@@ -195,13 +182,12 @@ def outcome_of(path: Path, overrides: Sequence[str], registry: Registry) -> Outc
             kind, message = "surprise", f"without a place: {unlocated}"
     except Exception:  # noqa: BLE001  # that is what is looked for
         kind, message = "surprise", traceback.format_exc()
-    seconds = time.process_time() - began
-    if seconds > SECONDS_AT_MOST:
-        return Outcome("surprise", seconds, f"took {seconds:.1f} seconds ({kind})")
-    return Outcome(kind, seconds, message)
+    return verdict(kind, time.process_time() - began, message)
 
 
-def outcomes(seeds: range, folder: Path, registry: Registry, corpus: Corpus) -> Iterator[tuple[int, Outcome]]:
+def outcomes(
+    seeds: range, folder: Path, registry: Registry, corpus: Corpus
+) -> Iterator[tuple[int, str, Verdict]]:
     """Judge the recipes of some seeds; the file of a surprise stays in ``folder``."""
     for seed in seeds:
         rng = random.Random(seed)
@@ -210,7 +196,7 @@ def outcomes(seeds: range, folder: Path, registry: Registry, corpus: Corpus) -> 
         found = outcome_of(path, mutated_overrides(rng), registry)
         if found.kind != "surprise":
             path.unlink()
-        yield seed, found
+        yield seed, str(path), found
 
 
 def _plan(loaded: LoadedRecipe) -> None:
@@ -345,24 +331,14 @@ def _scalar(value: Any) -> str:
 
 def main() -> None:
     """Judge as many recipes as asked for, and print what came of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    arguments = parser.parse_args()
     sys.set_int_max_str_digits(0)  # of the mutator's own values
     from dteframe.registry import load_registry
 
-    registry, counts, slowest = load_registry([]), Counter[str](), 0.0
+    registry, corpus = load_registry([]), Corpus.read()
     folder = Path(tempfile.mkdtemp(prefix="mutated_recipes_"))
-    seeds = range(arguments.first, arguments.first + arguments.count)
-    for seed, found in outcomes(seeds, folder, registry, Corpus.read()):
-        counts[found.kind] += 1
-        slowest = max(slowest, found.seconds)
-        if found.kind == "surprise":
-            sys.stdout.write(f"seed {seed}: {folder}/recipe_{seed}.yaml\n{found.message[-1500:]}\n")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    sys.stdout.write(f"{arguments.count} mutated recipes: {kinds}; the slowest took {slowest:.2f} seconds\n")
-    sys.exit(counts["surprise"] > 0)
+    judge_many(
+        __doc__.splitlines()[0], "recipes", 10_000, lambda seeds: outcomes(seeds, folder, registry, corpus)
+    )
 
 
 if __name__ == "__main__":
