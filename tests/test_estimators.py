@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from dteframe.estimators.history_and_attention import (
     HistoryAndAttentionEstimator,
 )
 from dteframe.estimators.observed import AgedRecord, drifting, halving
-from dteframe.estimators.policy_probe import PolicyProbeConfig, PolicyProbeEstimator, fit_ridge
+from dteframe.estimators.policy_probe import (
+    PolicyProbeConfig,
+    PolicyProbeEstimator,
+    fit_ridge,
+    length_features,
+)
 from dteframe.estimators.recorded import RecordedConfig, RecordedEstimator
 from dteframe.estimators.references import ReferenceSet
 from dteframe.records import BatchArithmetic
@@ -332,3 +338,37 @@ def test_the_probe_learns_a_direction_and_says_how_sure_it_is(context):
     assert np.corrcoef(estimate.mean[200:], rates[200:])[0, 1] > 0.9
     assert len(set(estimate.evidence[200:].tolist())) == 1
     assert estimate.evidence[0] == pytest.approx(estimate.evidence[300] + 8 * 2 ** (-1 / 200))
+
+
+def test_the_probe_reads_what_the_length_of_a_question_tells(context):
+    """Nothing beyond 12 characters is solved: a line through the length cannot say so, one that bends can."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, 20, 600)
+    questions = [
+        replace(question, text=f"text {number} ".ljust(20 + length, "x"))
+        for number, (question, length) in enumerate(zip(questions_of(600), lengths, strict=True))
+    ]
+    rates = np.where(lengths <= 12, 0.6, 0.0)
+    found = {}
+    for knots in (0, 1, 8):
+        estimator = PolicyProbeEstimator(PolicyProbeConfig(length_knots=knots), context)
+        estimator.start(questions, encoder_of(rng.normal(size=(600, 4)).astype(np.float32)))
+        estimator.observe(observed(range(300), rng.binomial(8, rates[:300])))
+        error = estimator.predict(1).mean[300:] - rates[300:]
+        found[knots] = float(np.sqrt(np.mean(error**2)))
+    assert found[0] > 0.25 > found[1] > 0.13 > 0.1 > found[8]
+
+
+def test_lengths_bend_where_as_many_questions_lie_on_both_sides():
+    columns = length_features([1, 2, 3, 4, 5, 6, 7, 100], 2)
+    assert columns.shape == (8, 2)
+    assert np.unique(columns[:4, 1]).size == 1, "below its knot, the median, a column is level"
+    np.testing.assert_allclose(columns.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(columns.std(axis=0), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "knots", "width"), [([5, 5, 5], 8, 0), ([1, 2, 3], 0, 0), ([1, 1, 2], 8, 1)]
+)
+def test_lengths_that_tell_nothing_are_no_columns(lengths, knots, width):
+    assert length_features(lengths, knots).shape == (3, width)

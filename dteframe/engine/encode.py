@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,8 @@ from jaxtyping import Float
 if TYPE_CHECKING:
     from dteframe.contracts import Policy
 
-TEXTS_PER_BATCH = 32
+TOKENS_PER_BATCH = 8192
+"""Padding included: what a few hundred short questions or a few long ones come to."""
 
 
 def encode_with(
@@ -30,19 +31,32 @@ def encode_with(
             "encode_with_policy: the policy is spread over the processes by now and cannot embed in one of "
             "them; embed in start()"
         )
-    rows = []
+    encoded = policy.tokenizer(list(texts))["input_ids"] if texts else []
+    means = np.zeros((len(texts), policy.module.config.hidden_size), np.float32)
+    num_done = 0
     policy.module.eval()  # type: ignore[no-untyped-call]  # transformers wraps it untyped
     with torch.no_grad():
-        for start in range(0, len(texts), TEXTS_PER_BATCH):
-            some = list(texts[start : start + TEXTS_PER_BATCH])
+        for positions in _batches([len(token_ids) for token_ids in encoded]):
             # On the right: positions then begin at the text, for models that learn them too.
-            batch = policy.tokenizer(some, return_tensors="pt", padding=True, padding_side="right")
+            some = {"input_ids": [encoded[position] for position in positions]}
+            batch = policy.tokenizer.pad(some, return_tensors="pt", padding_side="right")
             inputs = {name: batch[name].to(policy.device) for name in ("input_ids", "attention_mask")}
             states = policy.module(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
             mask = inputs["attention_mask"].unsqueeze(-1)
             mean = (states.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
-            rows.append(mean.cpu().numpy())
-            progress(
-                "embedding questions with the policy", min(start + TEXTS_PER_BATCH, len(texts)), len(texts)
-            )
-    return np.concatenate(rows) if rows else np.zeros((0, policy.module.config.hidden_size), np.float32)
+            means[positions] = mean.cpu().numpy()
+            num_done += len(positions)
+            progress("embedding questions with the policy", num_done, len(texts))
+    return means
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Divide texts into batches of alike lengths: their positions, the shortest texts first."""
+    batch: list[int] = []
+    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[position] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(position)
+    if batch:
+        yield batch

@@ -1,4 +1,4 @@
-"""A linear probe on embeddings of the questions, fitted anew to what was measured lately."""
+"""A linear probe on embeddings and lengths of the questions, fitted anew to what was measured lately."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ class PolicyProbeConfig(EstimatorConfig):
     embeddings: EmbeddingsConfig = PolicyEmbeddings()
     """What the probe reads: the policy's last hidden states as they are before training, or another model's
     (``{type: sentence, path: ...}``, ``{type: lm, path: ...}``)."""
+    length_knots: int = Field(default=8, ge=0)
+    """Places at which the line through a question's length in characters may bend, spread so that as many
+    questions lie between any two; 0: the probe does not read the length. What is beyond the policy's reach
+    is often so from a certain length on, which no straight line can follow."""
     half_life: float = Field(default=200.0, gt=0)
     """Steps after which a measured group counts for half."""
     max_groups: int = Field(default=1024, ge=2)
@@ -53,7 +57,7 @@ class PolicyProbeConfig(EstimatorConfig):
 
 @final
 class PolicyProbeEstimator(Estimator):
-    """Predict success rates by ridge regression on embeddings; every measured group is a data point.
+    """Predict success rates by ridge regression on embeddings and lengths; every group is a data point.
 
     The penalty is the one with the least leave-one-out error, which ridge regression has in closed form. The
     leave-one-out predictions also give the line that corrects all predictions, and the evidence. Own counts
@@ -62,8 +66,8 @@ class PolicyProbeEstimator(Estimator):
     Figures: ``leave_one_out_pearson``, ``leave_one_out_brier``, ``recalibration_slope``, ``penalty``.
 
     Source: the idea of a light head on hidden states, POISE, arXiv:2605.07579 (abstract alone was read).
-        Ridge regression, ageing and frozen hidden states are ours: those of the first policy, so that nothing
-        is computed anew in the run.
+        Ridge regression, lengths, ageing and frozen hidden states are ours: those of the first policy, so
+        that nothing is computed anew in the run.
     """
 
     config: PolicyProbeConfig
@@ -72,8 +76,12 @@ class PolicyProbeEstimator(Estimator):
         """Embed the pool once."""
         self._index = PoolIndex(questions, "policy_probe")
         embedder = embedder_of(self.config.embeddings, encode_with_policy, self.context)
-        self._features = embed([question.text for question in questions], embedder, self.context)
-        attention_math.centre_and_normalise(self._features)
+        texts = [question.text for question in questions]
+        embeddings = embed(texts, embedder, self.context)
+        attention_math.centre_and_normalise(embeddings)
+        embeddings *= np.sqrt(embeddings.shape[1])  # Numbers of about 1, as those of the lengths.
+        lengths = length_features([len(text) for text in texts], self.config.length_knots)
+        self._features = np.concatenate([embeddings, lengths], axis=1)
         self._groups = AgedReferences(
             len(questions), self.config.max_groups, self.config.half_life, only_rolled_out=False
         )
@@ -115,6 +123,20 @@ class PolicyProbeEstimator(Estimator):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the measurements back."""
         self._groups.load_state_dict(state["groups"], self._index)
+
+
+def length_features(lengths: Sequence[int], num_knots: int) -> Float[np.ndarray, "pool knots"]:
+    """Give a basis of the functions of length that are straight between knots: what is above each knot.
+
+    Knots lie at quantiles; those that fall together count once. Columns have mean 0 and variance 1, and are
+    float32.
+    """
+    values = np.asarray(lengths, np.float64)
+    if not num_knots or values.min() == values.max():
+        return np.zeros((len(values), 0), np.float32)
+    knots = np.unique(np.quantile(values, np.linspace(0, 1, num_knots + 1)[:-1], method="lower"))
+    above = np.maximum(0.0, values[:, None] - knots[knots < values.max()])
+    return np.asarray((above - above.mean(axis=0)) / above.std(axis=0), np.float32)
 
 
 class RidgeFit:

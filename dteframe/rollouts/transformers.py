@@ -245,12 +245,14 @@ def _evaluating(
 
     while True:
         was_training = module.training
-        module.eval()  # type: ignore[no-untyped-call]  # transformers does not annotate it
+        if was_training:  # Setting a mode visits every module, which costs as much as a short answer.
+            module.eval()  # type: ignore[no-untyped-call]  # transformers does not annotate it
         try:
             with torch.no_grad():
                 answer = next(answers, None)
         finally:
-            module.train(was_training)
+            if was_training:
+                module.train()
         if answer is None:
             return
         yield answer
