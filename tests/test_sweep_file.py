@@ -100,20 +100,20 @@ def test_a_comparison_with_a_baseline_that_is_no_variant_is_refused(sweep_file):
     ]
 
 
-def test_runs_are_the_product_of_the_axes_and_the_seeds(sweep_file):
+def test_runs_are_the_product_of_the_seeds_and_the_axes(sweep_file):
     sweep = loaded(sweep_file())
     assert [run.name for run in sweep.runs] == [
         "small-grpo-s0",
-        "small-grpo-s7",
         "small-dots_rr-s0",
-        "small-dots_rr-s7",
         "large-grpo-s0",
-        "large-grpo-s7",
         "large-dots_rr-s0",
+        "small-grpo-s7",
+        "small-dots_rr-s7",
+        "large-grpo-s7",
         "large-dots_rr-s7",
     ]
-    assert sweep.runs[5].variants == {"model": "large", "arm": "grpo"}
-    assert sweep.runs[5].overrides == (
+    assert sweep.runs[6].variants == {"model": "large", "arm": "grpo"}
+    assert sweep.runs[6].overrides == (
         "name=large-grpo-s7",
         "seed=7",
         "training.evaluate_every=1",
@@ -126,7 +126,7 @@ def test_runs_are_the_product_of_the_axes_and_the_seeds(sweep_file):
 
 def test_a_run_is_the_base_recipe_with_its_overrides(sweep_file):
     sweep = loaded(sweep_file())
-    recipe = load_recipe(sweep.recipe, sweep.runs[5].overrides, load_registry([])).recipe
+    recipe = load_recipe(sweep.recipe, sweep.runs[6].overrides, load_registry([])).recipe
     assert (recipe.name, recipe.seed, recipe.replays) == ("large-grpo-s7", 7, False)
     assert (recipe.model.hidden_size, recipe.training.evaluate_every) == (64, 1)
 
@@ -286,8 +286,8 @@ def test_sweep_as_json_has_the_words_and_the_variants(sweep_file):
     words = ("sweep", sweep_file(), "--runs", "elsewhere", "--executor", "commands")
     runs = json.loads(dteframe_does(*words, "--json").stdout)
     assert [shlex.join(run["command"]) for run in runs] == dteframe_does(*words).stdout.splitlines()
-    assert (runs[3]["name"], runs[3]["seed"]) == ("small-dots_rr-s7", 7)
-    assert runs[3]["variants"] == {"model": "small", "arm": "dots_rr"}
+    assert (runs[5]["name"], runs[5]["seed"]) == ("small-dots_rr-s7", 7)
+    assert runs[5]["variants"] == {"model": "small", "arm": "dots_rr"}
 
 
 def test_sweep_prints_no_command_when_any_run_is_wrong(sweep_file):

@@ -117,6 +117,21 @@ def test_a_comparison_cannot_be_changed_once_runs_are_there(folder):
         write_sweep_file(loaded(), Path("runs"))
 
 
+def test_only_the_runs_that_are_named_are_done(folder):
+    def names(*words: str) -> list[str]:
+        result = CliRunner().invoke(app, ["sweep", "sweep.yaml", "--dry-run", *words])
+        assert result.exit_code == 0, result.stderr
+        return [line.partition(":")[0] for line in result.stdout.splitlines()]
+
+    Path("sweep.yaml").write_text(f"seeds: [0, 1]\n{SWEEP}")
+    assert names() == ["grpo-s0", "other-s0", "grpo-s1", "other-s1"], "all of a seed before the next"
+    assert names("--only", "grpo-s*") == ["grpo-s0", "grpo-s1"]
+    assert names("--only", "*-s1", "--only", "grpo-s0") == ["grpo-s0", "grpo-s1", "other-s1"]
+    refused = CliRunner().invoke(app, ["sweep", "sweep.yaml", "--only", "ours-*"])
+    assert refused.exit_code == 1
+    assert "--only ours-*: none of the 4 runs is called like this; the first is 'grpo-s0'" in refused.stderr
+
+
 def test_a_dry_run_says_sizes_and_does_nothing(folder):
     result = CliRunner().invoke(app, ["sweep", "sweep.yaml", "--dry-run"])
     assert result.stdout.splitlines()[0] == (

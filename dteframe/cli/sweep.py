@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -30,7 +32,7 @@ from dteframe.experiments.speedup_plots import write_plots
 from dteframe.experiments.speedup_text import speedup_text
 from dteframe.experiments.sweep_jobs import Job, Outcome, do_locally, jobs_of, write_sweep_file
 from dteframe.plan_text import Workload, workload
-from dteframe.recipe.sweep import load_sweep
+from dteframe.recipe.sweep import Sweep, load_sweep
 from dteframe.recipe.sweep_config import ComparisonConfig
 from dteframe.registry import load_registry
 
@@ -47,6 +49,16 @@ def sweep(  # noqa: PLR0913  # one parameter per option of the command
             metavar="DIR",
             help="Where run folders are.",
             show_default="runs/ and the file's name",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="PATTERN",
+            help="Do only the runs whose names are like this, such as '*-s[0-2]'; may be given several "
+            "times.",
+            show_default="all",
         ),
     ] = None,
     executor: Annotated[
@@ -93,6 +105,8 @@ def sweep(  # noqa: PLR0913  # one parameter per option of the command
         plugins = chosen_plugins(plugins, no_local_plugins)
         loaded = load_sweep(sweep_file, overrides or (), lambda recipe: load_registry(plugins, near=recipe))
         say(loaded.notes)
+        if only:
+            loaded = _only(loaded, only)
         folder = runs or Path("runs") / sweep_file.stem
         options = [] if processes is None else ["--processes", str(processes)]
         options += plugin_words(plugins)
@@ -122,6 +136,19 @@ def sweep(  # noqa: PLR0913  # one parameter per option of the command
                     outcomes = do_locally(to_do, jobs or 1, tell)
             typer.echo(as_json_text(outcomes) if as_json else folder)
             _end(outcomes)
+
+
+def _only(sweep: Sweep, patterns: Sequence[str]) -> Sweep:
+    """Leave the runs whose names are like one of the patterns."""
+    names = [run.name for run in sweep.runs]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise DTEFrameError(
+                f"--only {pattern}: none of the {len(names)} runs is called like this; "
+                f"the first is {names[0]!r}, --dry-run prints all"
+            )
+    kept = [run for run in sweep.runs if any(fnmatch.fnmatchcase(run.name, item) for item in patterns)]
+    return replace(sweep, runs=tuple(kept))
 
 
 def compare(  # noqa: PLR0913  # one parameter per option of the command

@@ -237,17 +237,19 @@ def _settings(path: KeyPath, changes: Mapping[str, Any]) -> list[_Setting]:
 
 
 def _product(stem: str, config: SweepConfig) -> Iterator[_Combination]:
-    """Combine variants and seeds, each with the settings of its variants."""
+    """Combine variants and seeds, each with the settings of its variants.
+
+    All variants of a seed come before the next seed: a sweep that is stopped half-way can be compared.
+    """
     common = _settings(("overrides",), config.overrides)
-    for chosen in itertools.product(*config.axes.values()):
+    for seed, *chosen in itertools.product(config.seeds, *config.axes.values()):
         variants = dict(zip(config.axes, chosen, strict=True))
         settings = list(common)
         for axis, variant in variants.items():
             settings += _settings(("axes", axis, variant), config.axes[axis][variant])
-        for seed in config.seeds:
-            name = "-".join([*(chosen or (stem,)), f"s{seed}"])
-            words = (f"name={override_value(name)}", f"seed={seed}", *(item.word for item in settings))
-            yield _Combination(name, seed, variants, words, settings)
+        name = "-".join([*(chosen or (stem,)), f"s{seed}"])
+        words = (f"name={override_value(name)}", f"seed={seed}", *(item.word for item in settings))
+        yield _Combination(name, seed, variants, words, settings)
 
 
 class _Told:
