@@ -1,5 +1,6 @@
 """Compare arms: what runs wrote becomes shares saved, and nothing is dropped without a word."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -205,3 +206,25 @@ def test_the_path_of_the_data_is_said_when_it_cannot_be_drawn(tmp_path):
     done = compare(folder, "--plots", tmp_path / "file")
     assert done.exit_code == 1
     assert "--plots" in done.stderr
+
+
+def test_what_is_kept_of_runs_says_the_same_of_them(tmp_path, monkeypatch):
+    path = Path(__file__).parents[1] / "docs" / "write_speedup.py"
+    spec = importlib.util.spec_from_file_location("write_speedup", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arms = {("grpo", 0): {}, ("dots", 0): FAST, ("grpo", 1): {"seconds_a_step": 2.0}, ("dots", 1): FAST}
+    runs = write_sweep(tmp_path / "runs", arms | {("grpo", 2): {}})
+    for name in ("grpo-s0", "dots-s0", "grpo-s1", "dots-s1"):
+        (runs / name / "summary.json").write_text("{}")
+    monkeypatch.setattr(module, "KEPT", tmp_path / "kept")
+    module.keep(runs)
+    kept, whole = (compare_runs(read_runs([folder]), RULES) for folder in (tmp_path / "kept", runs))
+    assert kept.arms == whole.arms
+    assert not (tmp_path / "kept" / "grpo-s2").exists()
+    size, before = (
+        (folder / "dots-s0" / "metrics.jsonl").stat().st_size for folder in (tmp_path / "kept", runs)
+    )
+    assert size < before / 3
