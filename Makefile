@@ -48,7 +48,7 @@ docs: $(VENV)/.installed-dev  ## write the tables in docs/ that come from the co
 estimators: $(VENV)/.installed-dev  ## replay TRACE with all estimators, adapters fitted to RATES too; write the tables of docs/estimators.md
 	$(BIN)/python docs/write_estimator_tables.py $(TRACE) $(RATES)
 
-speedup: $(VENV)/.installed-dev  ## train the six pairs of recipes/sweeps/speedup_cpu.yaml, some 20 hours on 2 cores; stop and repeat as you like
+speedup: $(VENV)/.installed-dev  ## train the six pairs of recipes/sweeps/speedup_cpu.yaml: 420 runs of one to three minutes; stop and repeat as you like
 	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 $(ARGS)
 	$(BIN)/python docs/write_speedup.py runs/speedup_cpu
 
