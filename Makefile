@@ -48,12 +48,13 @@ docs: $(VENV)/.installed-dev  ## write the tables in docs/ that come from the co
 estimators: $(VENV)/.installed-dev  ## replay TRACE with all estimators, adapters fitted to RATES too; write the tables of docs/estimators.md
 	$(BIN)/python docs/write_estimator_tables.py $(TRACE) $(RATES)
 
-speedup: $(VENV)/.installed-dev  ## train the six pairs of recipes/sweeps/speedup_cpu.yaml: 420 runs of one to three minutes; stop and repeat as you like
-	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 $(ARGS)
+speedup: $(VENV)/.installed-dev  ## train the six pairs of recipes/sweeps/speedup_cpu.yaml: 276 runs of one to three minutes; stop and repeat as you like
+	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --only '*-grpo-s*' --only '*-dots_rr-s*' --only '*-ours-s*' $(ARGS)
+	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --only '*-s1[0-3]' $(ARGS)
 	$(BIN)/python docs/write_speedup.py runs/speedup_cpu
 
 speedup-small: $(VENV)/.installed-dev  ## one pair, three arms, three seeds: under 15 minutes
-	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --runs runs/speedup_small --only 'spell_0.1m-grpo-s[0-2]' --only 'spell_0.1m-dots_rr-s[0-2]' --only 'spell_0.1m-ours-s[0-2]' $(ARGS)
+	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --runs runs/speedup_small --only 'spell_0.1m-grpo-s1[0-2]' --only 'spell_0.1m-dots_rr-s1[0-2]' --only 'spell_0.1m-ours-s1[0-2]' $(ARGS)
 	$(BIN)/dteframe compare runs/speedup_small
 
 $(BIN)/python:

@@ -1,21 +1,27 @@
 """Keep what docs/speedup.md rests on, and write its tables and figures.
 
-    python docs/write_speedup.py [RUNS]      # `make speedup` calls it with runs/speedup_cpu
+    python docs/write_speedup.py [RUNS ...]      # `make speedup` calls it with runs/speedup_cpu
 
-What ``dteframe compare`` reads of the runs is put into docs/data/speedup, without what it does not read; the
-tables are made from there, so that anyone makes them again: dteframe compare docs/data/speedup
+RUNS are folders of sweeps. What ``dteframe compare`` reads of them is put into docs/data under the folder's
+name, without what it does not read; the tables are made from there, so that anyone makes them again:
+dteframe compare docs/data/speedup_cpu
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from dteframe.experiments.run_curves import read_runs
+from dteframe.experiments.sweep_jobs import SWEEP_FILE
+
 DOCS = Path(__file__).parent
-PAGE, KEPT, PLOTS = DOCS / "speedup.md", DOCS / "data" / "speedup", DOCS / "plots"
+PAGE, KEPT, PLOTS = DOCS / "speedup.md", DOCS / "data", DOCS / "plots"
 BEGIN, END = "<!-- {}: written by docs/write_speedup.py -->", "<!-- end of {} -->"
 STEPS_OF_A_ROW = 10
 OF_A_STEP = ("answer/informative_fraction", "answer/predicted_pearson")
@@ -33,19 +39,34 @@ DIGITS = 5
 
 
 def keep(runs: Path) -> None:
-    """Put the small part of every finished run where it is committed."""
-    described = json.loads((runs / "sweep.json").read_text(encoding="utf-8"))
-    KEPT.mkdir(parents=True, exist_ok=True)
-    finished = [run for run in described["runs"] if (runs / run["name"] / "summary.json").is_file()]
-    for run in finished:
-        source, folder = runs / run["name"], KEPT / run["name"]
-        folder.mkdir(exist_ok=True)
-        lines = (source / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.dumps(row) for row in shortened([json.loads(line) for line in lines])]
-        (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        (folder / "recipe.yaml").write_bytes((source / "recipe.yaml").read_bytes())
-    described["runs"] = finished
-    (KEPT / "sweep.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    """Put the small part of every complete run where it is committed, in place of what is there.
+
+    Nothing is replaced by less: where a kept run is missing among the complete ones, all stays as it is.
+    """
+    kept = KEPT.resolve() / runs.name
+    if kept == runs.resolve():
+        sys.exit(f"{runs}: is what is kept; name the folder of the runs themselves")
+    read = read_runs([runs])
+    complete = [curve.name for curve in read.curves]
+    missing = sorted({path.parent.name for path in kept.glob("*/metrics.jsonl")} - set(complete))
+    if missing or not complete:
+        what = f"{len(missing)} runs that are kept, {missing[0]} first," if missing else "runs"
+        sys.exit(f"{runs}: {what} are not complete there; finish them, or delete {kept} to begin anew")
+    described = json.loads((runs / SWEEP_FILE).read_text(encoding="utf-8"))
+    described["runs"] = [run for run in described["runs"] if run["name"] in complete]
+    with tempfile.TemporaryDirectory(dir=kept.parent) as fresh:
+        for name in complete:
+            source, folder = runs / name, Path(fresh) / name
+            folder.mkdir()
+            lines = (source / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = [json.dumps(row) for row in shortened([json.loads(line) for line in lines])]
+            (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+            (folder / "recipe.yaml").write_bytes((source / "recipe.yaml").read_bytes())
+        (Path(fresh) / SWEEP_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        if kept.exists():
+            shutil.rmtree(kept)
+        shutil.copytree(fresh, kept)
+    sys.stdout.writelines(f"left out: {reason}\n" for reason in read.left_out)
 
 
 def shortened(rows: Sequence[Mapping[str, float]]) -> Iterator[dict[str, float]]:
@@ -79,19 +100,38 @@ def _rounded(value: float) -> float:
     return value if isinstance(value, int) or value is None else float(f"{value:.{DIGITS}g}")
 
 
-def write_page() -> None:
-    """Put the comparison into the page, and its figures beside it."""
-    command = [sys.executable, "-m", "dteframe", "compare", str(KEPT), "--plots", str(PLOTS)]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    tables = told[told.index("target:") :]
+def check_page(names: Sequence[str]) -> None:
+    """End with what is missing where the page has no section for a sweep."""
     page = PAGE.read_text(encoding="utf-8")
-    begin, end = BEGIN.format("comparison"), END.format("comparison")
-    before, after = page[: page.index(begin)], page[page.index(end) :]
-    lines = "\n".join(f"    {line}".rstrip() for line in tables.strip().splitlines())
-    PAGE.write_text(f"{before}{begin}\n\n{lines}\n\n{after}", encoding="utf-8")
+    for name in names:
+        begin, end = BEGIN.format(name), END.format(name)
+        if begin not in page or end not in page:
+            sys.exit(
+                f"{PAGE}: has no place for {name}; add these two lines where its tables go:\n{begin}\n{end}"
+            )
+
+
+def write_page() -> None:
+    """Put the comparison of every sweep that is kept into the page, and its figures beside it."""
+    page = PAGE.read_text(encoding="utf-8")
+    for sweep in sorted(path.parent for path in KEPT.glob(f"*/{SWEEP_FILE}")):
+        shutil.rmtree(PLOTS / sweep.name, ignore_errors=True)
+        plots = ["--plots", str(PLOTS / sweep.name)]
+        command = [sys.executable, "-m", "dteframe", "compare", str(sweep), *plots]
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        tables = told[told.index("target:") :]
+        begin, end = BEGIN.format(sweep.name), END.format(sweep.name)
+        before, after = page[: page.index(begin)], page[page.index(end) :]
+        lines = "\n".join(f"    {line}".rstrip() for line in tables.strip().splitlines())
+        page = f"{before}{begin}\n\n{lines}\n\n{after}"
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        keep(Path(name))
+    sweeps = [Path(name).resolve() for name in sys.argv[1:]]
+    check_page(
+        [*(sweep.name for sweep in sweeps), *(path.parent.name for path in KEPT.glob(f"*/{SWEEP_FILE}"))]
+    )
+    for sweep in sweeps:
+        keep(sweep)
     write_page()

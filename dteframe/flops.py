@@ -36,18 +36,18 @@ class PassSizes:
     """Those whose logits were computed."""
     sum_of_squared_lengths: int = 0
 
-    def note(self, lengths: Iterable[tuple[int, int]], shared_prompts: Iterable[int] = ()) -> None:
+    def note(self, lengths: Iterable[tuple[int, int]], shared_beginnings: Iterable[int] = ()) -> None:
         """Add rows: tokens of the whole row and of its completion.
 
         Args:
             lengths: of every row.
-            shared_prompts: tokens of a prompt for every row that found it computed already.
+            shared_beginnings: tokens, from the first on, of every row that found them computed already.
         """
         for length, completion_length in lengths:
             self.num_tokens += length
             self.num_completion_tokens += completion_length
             self.sum_of_squared_lengths += length**2
-        for length in shared_prompts:
+        for length in shared_beginnings:
             self.num_tokens -= length
             self.sum_of_squared_lengths -= length**2
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from dteframe.cli import app
 from dteframe.errors import DTEFrameError
 from dteframe.experiments.run_curves import read_runs
 from dteframe.experiments.speedup import compare_runs
+from dteframe.experiments.speedup_text import speedup_text
 from dteframe.recipe.sweep_config import ComparisonConfig
 
 RULES = ComparisonConfig(axis="arm", baseline="grpo", target_budget_fraction=0.8, trailing_evaluations=1)
@@ -22,7 +24,7 @@ LINE = np.linspace(0.2, 0.7, 6)
 
 def write_run(folder, success_rates=LINE, seconds_a_step=1.0, max_steps=50, seed=0):
     """Write what a run leaves: an evaluation every ten steps, a reference token for every four others."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"seed": seed, "training": {"max_steps": max_steps}}))
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(0, 10 * len(success_rates)):
@@ -89,8 +91,10 @@ def test_steps_that_take_longer_cost_time_but_no_tokens(compared):
 
 def test_a_run_that_never_reaches_the_target_counts_at_its_whole_budget(compared):
     never = {"success_rates": np.full(6, 0.2)}
-    (arm,) = compared({("grpo", 0): {}, ("dots", 0): never}).arms
+    comparison = compared({("grpo", 0): {}, ("dots", 0): never})
+    (arm,) = comparison.arms
     assert (arm.num_censored, arm.seconds_to_target) == (1, 50.0)
+    assert "  <= -25%  " in speedup_text(comparison)
     assert arm.savings["seconds"].mean == pytest.approx(1 - 50 / 40)
     assert arm.verdict == "too few seeds"
 
@@ -181,6 +185,23 @@ def test_the_command_prints_a_table_and_draws(tmp_path):
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
         "comparison.png",
         "comparison.svg",
+        "savings.png",
+        "savings.svg",
+    ]
+
+
+def test_what_arms_saved_is_drawn_by_families_that_begin_alike(tmp_path):
+    pytest.importorskip("matplotlib")
+    names = ("dots", "target_0.3", "target_0.7")
+    arms = {(name, seed): FAST for name in names for seed in (0, 1)}
+    folder = write_sweep(tmp_path / "sweep", {("grpo", 0): {}, ("grpo", 1): {}, **arms})
+    assert compare(folder, "--plots", tmp_path / "plots").exit_code == 0
+    drawn = (tmp_path / "plots" / "savings.svg").read_text(encoding="utf-8")
+    texts = [line for line in drawn.splitlines() if line.strip().startswith("<!-- ")]
+    assert [line.strip("<!-> ") for line in texts if any(name in line for name in names)] == [
+        "dots",
+        "target_0.7",
+        "target_0.3",
     ]
 
 
@@ -208,23 +229,95 @@ def test_the_path_of_the_data_is_said_when_it_cannot_be_drawn(tmp_path):
     assert "--plots" in done.stderr
 
 
-def test_what_is_kept_of_runs_says_the_same_of_them(tmp_path, monkeypatch):
+def test_an_arm_whose_runs_never_arrive_and_one_without_runs_are_drawn_as_such(tmp_path):
+    pytest.importorskip("matplotlib")
+    comparison = RULES.model_dump()
+    never = {"success_rates": np.full(6, 0.2)}
+    runs = {
+        ("a", "grpo"): {},
+        ("b", "grpo"): {},
+        ("a", "dots"): never,
+        ("a", "mopps"): FAST,
+        ("b", "dots"): FAST,
+    }
+    described = []
+    for (pair, arm), options in runs.items():
+        write_run(tmp_path / "sweep" / f"{pair}-{arm}-s0", **options)
+        described.append({"name": f"{pair}-{arm}-s0", "seed": 0, "variants": {"pair": pair, "arm": arm}})
+    text = json.dumps({"comparison": comparison, "runs": described})
+    (tmp_path / "sweep" / "sweep.json").write_text(text)
+    assert compare(tmp_path / "sweep", "--plots", tmp_path / "plots").exit_code == 0
+    drawn = (tmp_path / "plots" / "savings.svg").read_text(encoding="utf-8")
+    assert drawn.count("<!-- no run -->") == 1
+    assert drawn.count("fill: #ffffff; stroke: #56b4e9") == 1
+
+
+def test_a_pair_may_not_be_called_as_the_figure_of_all(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "sweep"
+    runs = [{"name": arm, "seed": 0, "variants": {"pair": "savings", "arm": arm}} for arm in ("grpo", "dots")]
+    for run in runs:
+        write_run(folder / run["name"])
+    (folder / "sweep.json").write_text(json.dumps({"comparison": RULES.model_dump(), "runs": runs}))
+    done = compare(folder, "--plots", tmp_path / "plots")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (
+        1,
+        "--plots: a pair is called 'savings', as the figure of all; rename the pair",
+    )
+
+
+@pytest.fixture
+def write_speedup(tmp_path, monkeypatch):
     path = Path(__file__).parents[1] / "docs" / "write_speedup.py"
     spec = importlib.util.spec_from_file_location("write_speedup", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(module, "KEPT", tmp_path / "data")
+    monkeypatch.setattr(module, "PAGE", tmp_path / "page.md")
+    return module
+
+
+def test_what_is_kept_of_runs_says_the_same_of_them(tmp_path, write_speedup, capsys):
     arms = {("grpo", 0): {}, ("dots", 0): FAST, ("grpo", 1): {"seconds_a_step": 2.0}, ("dots", 1): FAST}
-    runs = write_sweep(tmp_path / "runs", arms | {("grpo", 2): {}})
-    for name in ("grpo-s0", "dots-s0", "grpo-s1", "dots-s1"):
-        (runs / name / "summary.json").write_text("{}")
-    monkeypatch.setattr(module, "KEPT", tmp_path / "kept")
-    module.keep(runs)
-    kept, whole = (compare_runs(read_runs([folder]), RULES) for folder in (tmp_path / "kept", runs))
-    assert kept.arms == whole.arms
-    assert not (tmp_path / "kept" / "grpo-s2").exists()
-    size, before = (
-        (folder / "dots-s0" / "metrics.jsonl").stat().st_size for folder in (tmp_path / "kept", runs)
-    )
+    runs = write_sweep(tmp_path / "runs", arms | {("grpo", 2): {"max_steps": 60}})
+    write_speedup.keep(runs)
+    assert capsys.readouterr().out.startswith("left out: grpo-s2: is not complete")
+    kept = tmp_path / "data" / "runs"
+    of_kept, of_all = (compare_runs(read_runs([folder]), RULES) for folder in (kept, runs))
+    assert (of_kept.arms, of_kept.testbeds) == (of_all.arms, of_all.testbeds)
+    assert not (kept / "grpo-s2").exists()
+    size, before = ((folder / "dots-s0" / "metrics.jsonl").stat().st_size for folder in (kept, runs))
     assert size < before / 3
+
+
+def test_what_is_kept_is_replaced_by_more_and_never_by_less(tmp_path, write_speedup):
+    runs = write_sweep(tmp_path / "runs", {("grpo", 0): {}})
+    write_speedup.keep(runs)
+    write_sweep(
+        tmp_path / "runs", {("grpo", 0): {"max_steps": 50, "success_rates": LINE / 2}, ("dots", 0): FAST}
+    )
+    write_speedup.keep(runs)
+    kept = tmp_path / "data" / "runs"
+    assert [curve.name for curve in read_runs([kept]).curves] == ["grpo-s0", "dots-s0"]
+    assert read_runs([kept]).curves[0].success_rates[0] == LINE[0] / 2
+    shutil.rmtree(runs / "grpo-s0")
+    with pytest.raises(
+        SystemExit, match="1 runs that are kept, grpo-s0 first, are not complete there; finish"
+    ):
+        write_speedup.keep(runs)
+    with pytest.raises(SystemExit, match="is what is kept; name the folder of the runs themselves"):
+        write_speedup.keep(kept)
+    assert len(read_runs([kept]).curves) == 2
+
+
+def test_a_sweep_without_a_place_on_the_page_is_named_before_anything_is_written(tmp_path, write_speedup):
+    begin, end = "<!-- a: written by docs/write_speedup.py -->", "<!-- end of a -->"
+    (tmp_path / "page.md").write_text(f"{begin}\n{end}\n")
+    write_speedup.check_page(["a"])
+    with pytest.raises(
+        SystemExit, match="has no place for b; add these two lines where its tables go:\n<!-- b:"
+    ):
+        write_speedup.check_page(["a", "b"])

@@ -466,6 +466,13 @@ def test_short_questions_of_a_task_have_solutions_that_end_in_the_answer(told: T
     ]
 
 
+def test_the_whole_worked_solution_can_be_asked_for(told: Told):
+    task = TaskConfig(name="chain_sum", short=True, solutions=True, asks_work=True)
+    for question in gym(told, [task], size=12).load().train:
+        assert question.answer == question.solution
+        assert question.answer.count(" ") == len(re.findall("[-+]", question.text)) - 1
+
+
 def test_the_option_short_names_the_tasks_that_have_a_short_form():
     told = TaskConfig.model_fields["short"].description
     assert re.findall("``([a-z_]+)``", told) == list(SHORT_FORMS)
@@ -478,6 +485,8 @@ def test_what_has_no_short_form_is_refused_with_what_has():
         TaskConfig(name="codeio", short=True)
     with pytest.raises(ValidationError, match="only short questions have worked solutions; set short too"):
         TaskConfig(name="chain_sum", solutions=True)
+    with pytest.raises(ValidationError, match="asks_work: only short questions have worked solutions"):
+        TaskConfig(name="chain_sum", asks_work=True)
 
 
 @pytest.mark.parametrize(

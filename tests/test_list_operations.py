@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,18 +54,24 @@ def test_a_question_is_the_chain_and_the_list(context):
 
 @given(
     st.integers(1, 200),
-    st.sets(st.integers(1, 8), min_size=1),
+    st.sets(st.integers(1, 20), min_size=1),
     st.integers(2, 8),
     st.integers(0, 3),
     st.one_of(st.none(), st.integers(0, 8)),
+    st.booleans(),
 )
-def test_questions_are_distinct_short_and_right(size, chain_lengths, list_length, seed, longest_solution):
+def test_questions_are_distinct_short_and_right(
+    size, chain_lengths, list_length, seed, longest_solution, repeats
+):
+    if not repeats:
+        chain_lengths = {(length - 1) % len(OPERATIONS) + 1 for length in chain_lengths}
     config = ListOperationsConfig(
         size=size,
         chain_lengths=sorted(chain_lengths),
         list_length=list_length,
         operations=list(OPERATIONS),
         longest_solution=longest_solution,
+        repeats=repeats,
         seed=seed,
     )
     nowhere = Context(Path("."), Path("."), "cpu", 0, lambda what, done, total: None, lambda message: None)
@@ -78,12 +85,13 @@ def test_questions_are_distinct_short_and_right(size, chain_lengths, list_length
         for symbol in chain:
             digits = "".join(map(str, by_symbol[symbol].apply(tuple(map(int, digits)))))
         assert question.answer == digits and len(digits) == list_length
-        assert len(chain) == len(set(chain)) == question.columns["chain_length"] <= max(chain_lengths)
+        assert len(chain) == question.columns["chain_length"] <= max(chain_lengths)
+        assert repeats or len(chain) == len(set(chain))
         assert len(question.text) < 32
         has_solution = longest_solution is None or len(chain) <= longest_solution
         assert (question.solution is not None) == has_solution
         if question.solution is not None:
-            assert len(question.solution) < 96
+            assert len(question.solution) < 200
             assert re.search(r":(\d+)$", question.solution).group(1) == question.answer
 
 
@@ -98,6 +106,23 @@ def test_another_chain_length_leaves_the_other_questions_as_they_are(context):
         return {question.text for question in ListOperations(config, context).load().train}
 
     assert texts([1, 2], 40) < texts([1, 2, 3], 60)
+
+
+def test_chains_with_repeats_may_be_longer_than_there_are_operations(context):
+    lengths = [3, 20]
+    config = ListOperationsConfig(
+        size=100, chain_lengths=lengths, operations=["sort", "reverse"], repeats=True
+    )
+    questions = ListOperations(config, context).load().train
+    assert {len(question.columns["operations"]) for question in questions} == set(lengths)
+
+
+def test_of_more_questions_than_random_sample_takes_distinct_ones_are_drawn_the_same_each_time(context):
+    config = ListOperationsConfig(size=10, chain_lengths=[20], list_length=8, repeats=True)
+    assert config.num_possible(20) > sys.maxsize
+    texts = [question.text for question in ListOperations(config, context).load().train]
+    assert len(set(texts)) == 10
+    assert texts == [question.text for question in ListOperations(config, context).load().train]
 
 
 def test_the_seed_decides_the_questions(context):
@@ -119,15 +144,15 @@ def test_every_question_that_exists_can_be_asked_for(context):
     [
         (
             {"size": 101, "chain_lengths": [1], "list_length": 2, "operations": ["sort"]},
-            "size: 101 questions of chain length 1 are wanted but only 100 differ; lower size, or give "
-            "longer lists, longer chains or more operations",
+            "size: 101 questions of chain length 1 are wanted but only 100 differ; lower size, give "
+            "longer lists, longer chains or more operations, or set repeats: true",
         ),
         ({"chain_lengths": [2, 2]}, "chain_lengths: 2 is listed twice; list it once"),
         ({"operations": ["sort", "sort"]}, "operations: 'sort' is listed twice; list it once"),
         (
             {"chain_lengths": [1, 3], "operations": ["sort", "reverse"]},
             "chain_lengths: 3 different operations are wanted but operations lists 2; shorten the "
-            "chains or list more",
+            "chains, list more, or set repeats: true",
         ),
         (
             {"chain_lengths": [1, 2], "chain_length_weights": [1]},

@@ -91,6 +91,18 @@ def test_the_tokenizer_knows_every_character_of_the_pool(tmp_path):
     assert set(tokenizer("Ω")["input_ids"][:1]) == {tokenizer.unk_token_id}
 
 
+def test_a_model_can_write_only_what_its_questions_hold(tmp_path):
+    question = Question("q", "2+2", "2+2=", "4", "2 4:4")
+    tokenizer = from_scratch(tmp_path, (question,), characters="questions")[0].tokenizer
+    assert sorted(set(tokenizer.get_vocab()) - {"<pad>", "<eos>", "<unk>"}) == sorted("+24:=\u0120")
+    assert tokenizer.decode(tokenizer("2 4:4")["input_ids"]) == "2 4:4"
+    chat = Question("c", "2+2", ({"role": "user", "content": "2+2="},), "4")
+    tokenizer = from_scratch(tmp_path, (chat,), characters="questions", warm_up={"steps": 0})[0].tokenizer
+    prompt = tokenizer.apply_chat_template(list(chat.prompt), add_generation_prompt=True)["input_ids"]
+    assert tokenizer.unk_token_id not in prompt
+    assert tokenizer.decode(prompt) == "user: 2+2=\nassistant: "
+
+
 def test_the_order_of_the_questions_does_not_change_the_tokenizer():
     assert character_tokenizer(["é", "ß"]).get_vocab() == character_tokenizer(["ß", "é"]).get_vocab()
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dteframe.contracts import Reward, RewardConfig
-from dteframe.engine.pool import encode_prompts, make_pool
+from dteframe.engine.pool import Pool, encode_prompts, make_pool
 from dteframe.errors import DataError
+from dteframe.models.characters import character_tokenizer
 from dteframe.records import Question, Questions
 from dteframe.testing.tiny import tiny_policy
 
@@ -100,6 +101,20 @@ def test_a_pool_of_long_prompts_alone_is_refused(warnings):
         DataError, match=r"every prompt is longer than training.max_prompt_length \(10 tokens\)"
     ):
         encode_prompts(pool, tiny_policy().tokenizer, 10, warnings.append)
+
+
+def test_characters_that_the_policy_does_not_know_are_told_of_once_for_all(warnings):
+    pool = Pool(
+        {"a": question("a", "1+1"), "b": question("b", "1*=1")},
+        {"c": question("c", "1+11", answer="9"), "d": question("d", "1:1", answer="11")},
+        {},
+    )
+    encode_prompts(pool, character_tokenizer(["1+1"], ""), 10, warnings.append)
+    assert warnings == [
+        "2 prompts have characters that the policy's tokenizer does not know, first that of 'b': '*='",
+        "1 held-out answers have characters that the policy's tokenizer does not know, "
+        "first that of 'c': '9'",
+    ]
 
 
 def test_an_empty_prompt_is_refused_by_name(warnings):

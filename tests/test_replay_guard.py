@@ -132,8 +132,10 @@ HALF_TRAINED = (
     "training.num_generations=8",
     "training.learning_rate=3e-4",
     "training.selection_interval=1",
-    "training.fresh_fraction=0.25",
-    "training.evaluate_every=0",
+    "training.fresh_fraction=0.125",
+    "training.evaluate_every=50",
+    "training.evaluation_size=128",
+    "training.num_generations_eval=4",
     "training.checkpoint_every=0",
     "estimator={type: none}",
     "selector={type: uniform}",
@@ -145,17 +147,19 @@ HALF_TRAINED = (
     "warm_up: {steps: 250, learning_rate: 3e-3, weight_decay: 0.0}}",
     "objective={type: grpo, num_minibatches: 2, num_iterations: 4, replay_clip: one}",
 )
-"""A policy of 0.1M parameters, three quarters of each step replayed; settings found on seed 100."""
+"""A policy of 0.1M parameters, 14 of 16 groups of a step replayed; settings found on seeds 100 to 102."""
 
 
 @pytest.mark.slow
 def test_clipping_stale_rollouts_around_one_ruins_a_small_policy_and_the_guard_keeps_it(tmp_path):
     unguarded = "replay={type: fifo, capacity: 128, min_effective_sample_fraction: 0, max_kl_nats: null}"
-    last = {}
+    before, after = {}, {}
     for name, replay in (("unguarded", unguarded), ("guarded", "replay={type: fifo, capacity: 128}")):
         (tmp_path / name).mkdir()
         summary = run_tiny(tmp_path / name, *HALF_TRAINED, replay)
-        success = [row["answer/success_rate"] for row in rows(tmp_path / name, "metrics")[1:]]
-        before, last[name] = np.mean(success[:5]), np.mean(success[-10:])
+        before[name], after[name] = summary.success_rate_before, summary.success_rate_after
         assert ("replay: at step" in " ".join(summary.warnings)) == (name == "guarded")
-    assert last["unguarded"] < before / 2 < last["guarded"]
+    assert before["unguarded"] == before["guarded"]
+    # Three other seeds ended at .3 to .4 of where they began, and at .9 to 1.5 (docs/experiments.md).
+    assert after["unguarded"] < 0.6 * before["unguarded"]
+    assert after["guarded"] > 0.8 * before["guarded"]

@@ -65,16 +65,26 @@ def module(name: str = "qwen2") -> PreTrainedModel:
     return MODULES[name]().eval()
 
 
-def group(number: int, prompt_length: int, lengths: tuple[int, ...]) -> tuple[Row, ...]:
+def group(
+    number: int, prompt_length: int, lengths: tuple[int, ...], repeated: tuple[int, ...] = ()
+) -> tuple[Row, ...]:
+    """Make rows of these lengths, each beginning with a token of its own, and some of them again."""
     rng = np.random.default_rng(number)
-    completions = tuple(Completion(rng.integers(2, 97, n), np.full(n, -4.5), "stop", "") for n in lengths)
+    texts = [np.array([2 + index, *rng.integers(2, 97, n - 1)]) for index, n in enumerate(lengths)]
+    texts += [texts[index].copy() for index in repeated]
+    completions = tuple(Completion(text, np.full(len(text), -4.5), "stop", "") for text in texts)
     found = Group(
-        f"q{number}", rng.integers(2, 97, prompt_length), completions, np.zeros(len(lengths)), 0, 0, "train"
+        f"q{number}", rng.integers(2, 97, prompt_length), completions, np.zeros(len(texts)), 0, 0, "train"
     )
-    return rows_of(CreditedGroup(found, np.ones(len(lengths)), False, 0), 100 * number)
+    return rows_of(CreditedGroup(found, np.ones(len(texts)), False, 0), 100 * number)
 
 
-GROUPS = [group(1, 9, (4, 1, 17)), group(2, 2, (12,)), group(3, 5, (2, 2, 3, 1)), group(4, 90, (3, 20, 5))]
+GROUPS = [
+    group(1, 9, (4, 1, 17)),
+    group(2, 2, (12,)),
+    group(3, 5, (2, 2, 3, 1), repeated=(1, 3, 1)),
+    group(4, 90, (3, 20, 5), repeated=(1,)),
+]
 ROWS = tuple(row for rows in GROUPS for row in rows)
 
 
@@ -124,7 +134,7 @@ def test_lines_give_the_log_probs_entropies_and_gradients_of_rows_of_their_own(
         torch.testing.assert_close(pair, expected[index], atol=1e-5, rtol=1e-5)
     wanted = gradients(alone)
     for key, value in gradients(together).items():
-        torch.testing.assert_close(value, wanted[key], atol=1e-5, rtol=1e-5, msg=key)
+        torch.testing.assert_close(value, wanted[key], atol=3e-5, rtol=1e-5, msg=key)
 
 
 def test_lines_train_an_adapter_as_rows_of_their_own_do() -> None:
@@ -138,7 +148,7 @@ def test_lines_train_an_adapter_as_rows_of_their_own_do() -> None:
     alone, together = found
     assert any(float(value.abs().max()) > 1e-3 for value in alone.values())
     for key, value in together.items():
-        torch.testing.assert_close(value, alone[key], atol=1e-5, rtol=1e-5, msg=key)
+        torch.testing.assert_close(value, alone[key], atol=3e-5, rtol=1e-5, msg=key)
 
 
 def test_in_bfloat16_lines_are_as_near_to_float32_as_rows_of_their_own() -> None:
@@ -157,6 +167,19 @@ def test_rows_are_laid_end_to_end_with_their_prompt_once() -> None:
     assert inputs.token_ids.shape == (1, 6)
     assert inputs.positions.tolist() == [[0, 1, 2, 1, 0, 1]]
     assert inputs.sources.tolist() == [0, 1, 0, 4]
+
+
+def test_equal_completions_of_a_prompt_are_computed_once_and_told_of_as_often_as_they_are_there() -> None:
+    rows = group(1, 2, (3, 1), repeated=(0, 1, 0))
+    micro_batch = MicroBatch(rows, shares_prompts=True)
+    inputs = scorer_inputs(micro_batch, 0, "cpu")
+    assert inputs.positions.tolist() == [[0, 1, 2, 3, 4, 2]]
+    assert inputs.sources.tolist() == [1, 2, 3, 1, 1, 2, 3, 1, 1, 2, 3]
+    assert micro_batch.shared_beginnings == [2, 5, 3, 5]
+    (place,) = micro_batch.places
+    assert (place.completions, place.end) == ({2: 3, 5: 1}, 6)
+    # The same tokens after another prompt are another text.
+    assert MicroBatch((*rows, *group(2, 2, (3,))), shares_prompts=True).shape == (1, 6 + 5)
 
 
 def test_long_prompts_are_asked_once_and_short_ones_with_every_completion() -> None:
@@ -242,7 +265,7 @@ def test_long_prompts_are_shared_and_rows_that_share_little_have_lines_of_their_
     long, short = group(1, 256, (64,) * 8), group(1, 1, (32,) * 8)
     (micro_batch,) = split(long, 10**4, Sharing(LARGE))
     assert micro_batch.shape == (1, 256 + 8 * 64)
-    assert micro_batch.shared_prompts == [256] * 7
+    assert micro_batch.shared_beginnings == [256] * 7
     (micro_batch,) = split(short, 10**4, Sharing(LARGE))
     assert micro_batch.shape == (8, 33)
 
@@ -252,7 +275,7 @@ def test_rows_of_unlike_lengths_share_a_line_without_padding() -> None:
     rows = (*group(1, 4, (36, 4, 4)), *group(2, 4, (8, 8, 8)))
     (micro_batch,) = split(rows, 1000, Sharing(LARGE))
     assert micro_batch.shape == (1, 4 + 36 + 4 + 4 + 4 + 3 * 8)
-    assert micro_batch.shared_prompts == [4, 4, 4, 4]
+    assert micro_batch.shared_beginnings == [4, 4, 4, 4]
     assert sorted(row.index for row in micro_batch.rows) == sorted(row.index for row in rows)
 
 
@@ -292,7 +315,7 @@ def test_a_shared_prompt_counts_as_one_in_the_operations() -> None:
     # A prompt of 3 with completions of 2 and 1: 6 tokens; 25 pairs, and 16 of which 9 are done already.
     micro_batch = MicroBatch(group(1, 3, (2, 1)), shares_prompts=True)
     counted = PassSizes()
-    counted.note([(5, 2), (4, 1)], micro_batch.shared_prompts)
+    counted.note([(5, 2), (4, 1)], micro_batch.shared_beginnings)
     assert counted == PassSizes(6, 3, 25 + 16 - 9)
     assert micro_batch.shape == (1, 6)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from dteframe.cli import app
@@ -18,6 +21,7 @@ from dteframe.experiments.sweep_jobs import Job, do_job, do_locally, read_sweep_
 from dteframe.recipe.sweep import load_sweep
 from dteframe.registry import load_registry
 
+PROJECT = Path(__file__).parents[1]
 BASE = """\
 name: base
 training:
@@ -138,6 +142,73 @@ def test_a_dry_run_says_sizes_and_does_nothing(folder):
         "grpo-s0: to do; 2 steps, 16 to 16 rollouts for training, 48 for evaluation, 256 tokens at most"
     )
     assert not Path("runs").exists()
+
+
+def sweeps_of(target):
+    """Give the words of the sweeps that a target of the Makefile does."""
+    # `make test ARGS=...` hands ARGS down to every make below it, and so to this one.
+    told_by_no_make = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "ARGS")}
+    lines = subprocess.run(
+        ["make", "-n", target], cwd=PROJECT, env=told_by_no_make, capture_output=True, text=True, check=True
+    )
+    return [
+        shlex.split(line)[1:] for line in lines.stdout.splitlines() if "dteframe sweep recipes/sweeps" in line
+    ]
+
+
+def names_of(words, tmp_path):
+    """Give the names of the runs that a sweep would do."""
+    done = CliRunner().invoke(app, [*words, "--runs", str(tmp_path / "runs"), "--dry-run"])
+    assert done.exit_code == 0, done.stderr
+    return {line.partition(":")[0] for line in done.stdout.splitlines() if ": to do;" in line}
+
+
+@pytest.mark.parametrize(("target", "counts"), [("speedup-small", [9]), ("speedup", [180, 168])])
+def test_make_speedup_does_the_runs_that_it_says(target, counts, tmp_path, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    names = [names_of(words, tmp_path) for words in sweeps_of(target)]
+    assert [len(of_sweep) for of_sweep in names] == counts
+    help_text = re.search(rf"^{target}:.*## (.*)$", Path("Makefile").read_text(), re.MULTILINE).group(1)
+    said = re.search(r"(\d+) runs of", help_text)
+    assert said is None or int(said.group(1)) == len(set().union(*names))
+
+
+def test_the_ablations_are_of_pairs_and_arms_of_the_pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+
+    def recipes(file):
+        sweep = load_sweep(Path("recipes/sweeps") / file, (), lambda recipe: load_registry([], near=recipe))
+        return {run.name: yaml.safe_load(run.recipe.to_yaml()) | {"name": ""} for run in sweep.runs}
+
+    of_pairs, of_ablations = recipes("speedup_cpu.yaml"), recipes("speedup_ablations.yaml")
+    same = {"grpo": "grpo", "ours": "ours", "references_reused": "dots"}
+    for pair in ("list_0.1m", "spell_0.1m"):
+        for name, known_as in same.items():
+            assert of_ablations[f"{pair}-{name}-s10"] == of_pairs[f"{pair}-{known_as}-s10"]
+    assert Path(of_ablations["list_0.1m-ngrams_with_adapter-s10"]["estimator"]["adapter"]).is_file()
+    arm = {"estimator", "selector"}
+    without_gain = recipes("speedup_nothing_to_gain.yaml")["ours-s10"]
+    assert {key: without_gain[key] for key in arm} == {
+        key: of_pairs["list_0.1m-ours-s10"][key] for key in arm
+    }
+
+
+@pytest.mark.slow
+def test_make_speedup_small_runs_and_compares(tmp_path, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    (words,) = sweeps_of("speedup-small")
+    one_seed = [word.replace("s1[0-2]", "s10") for word in words]
+    one_seed[one_seed.index("--runs") + 1] = str(tmp_path / "runs")
+    small = ["training.max_steps=4", "training.evaluate_every=1", "training.evaluation_size=16"]
+    small += ["model.warm_up.steps=10", "dataset.size=400"]
+    done = CliRunner().invoke(app, [*one_seed, *small])
+    assert done.exit_code == 0, done.stderr
+    compared = CliRunner().invoke(app, ["compare", str(tmp_path / "runs"), "--json"])
+    found = json.loads(compared.stdout)
+    assert [(arm["pair"], arm["arm"], arm["seeds"]) for arm in found["arms"]] == [
+        ("spell_0.1m", "dots_rr", [10]),
+        ("spell_0.1m", "ours", [10]),
+    ]
 
 
 @pytest.mark.slow

@@ -92,7 +92,14 @@ def test_an_interval_without_pairs_is_refused():
         paired_interval([])
 
 
-@given(st.lists(st.floats(-3, 3), min_size=2, max_size=12))
+def test_below_five_pairs_the_interval_is_students():
+    # Of 1, 2, 3: mean 2, standard deviation 1, and 4.303 standard errors to each side.
+    interval = paired_interval([1.0, 2.0, 3.0])
+    half = 4.303 / np.sqrt(3)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((2.0, 2.0 - half, 2.0 + half))
+
+
+@given(st.lists(st.floats(-3, 3), min_size=5, max_size=12))
 def test_an_interval_holds_its_mean_and_stays_within_the_data(values):
     interval = paired_interval(values)
     assert min(values) - 1e-9 <= interval.low <= interval.mean + 1e-9

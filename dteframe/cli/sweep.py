@@ -185,7 +185,10 @@ def compare(  # noqa: PLR0913  # one parameter per option of the command
         ),
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option("--plots", metavar="DIR", help="Draw the curves into this folder.")
+        Path | None,
+        typer.Option(
+            "--plots", metavar="DIR", help="Draw the curves, and what each arm saved, into this folder."
+        ),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -200,7 +203,7 @@ def compare(  # noqa: PLR0913  # one parameter per option of the command
         rules = _rules(read.comparison, baseline, target, trailing)
         comparison = compare_runs(read, rules)
         if plots is not None:
-            written = write_plots(read.curves, rules.baseline, rules.trailing_evaluations, plots)
+            written = write_plots(read.curves, comparison, plots)
             say([f"drew {', '.join(map(str, written))}"])
         typer.echo(as_json_text(comparison) if as_json else speedup_text(comparison))
 

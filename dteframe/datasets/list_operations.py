@@ -7,14 +7,16 @@ answer, so the success rate falls with the chain: that is the difficulty.
 
 The form is made for tiny character models. The list to work on always stands one list back, the next
 operation is what follows the last one in the question, and after the last operation follows the colon. That
-is why no operation occurs twice in a chain. The reward ``exact_match`` finds the answer with the pattern
-``:(\d+)$``.
+is why no operation occurs twice in a chain, unless ``repeats`` is set: then the last operation does not tell
+which is next, the policy has to count, and such chains are harder than their length alone makes them. The
+reward ``exact_match`` finds the answer with the pattern ``:(\d+)$``.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,13 +57,13 @@ OPERATIONS: Final[Mapping[OperationName, Operation]] = MappingProxyType(
 
 
 class ListOperationsConfig(DatasetConfig):
-    """Options of ``list_operations``; prompts stay below 32 characters, solutions below 96."""
+    """Options of ``list_operations``; prompts stay below 32 characters, solutions below 200."""
 
     type: Literal["list_operations"] = "list_operations"
     size: int = Field(default=4096, ge=1)
     """Distinct questions, held-out ones included."""
-    chain_lengths: list[Annotated[int, Field(ge=1, le=8)]] = Field(default=[1, 2, 3, 4, 5, 6], min_length=1)
-    """Operations in a chain, 1 to 8; every length listed gets its share of the questions."""
+    chain_lengths: list[Annotated[int, Field(ge=1, le=20)]] = Field(default=[1, 2, 3, 4, 5, 6], min_length=1)
+    """Operations in a chain, 1 to 20; every length listed gets its share of the questions."""
     chain_length_weights: list[Annotated[float, Field(gt=0)]] | None = None
     """Share of each of ``chain_lengths``, in their order, in any unit; null: equal shares."""
     list_length: int = Field(default=4, ge=2, le=8)
@@ -70,7 +72,10 @@ class ListOperationsConfig(DatasetConfig):
         default=["reverse", "rotate_left", "rotate_right", "increment", "decrement", "double", "swap_ends"],
         min_length=1,
     )
-    """What chains are drawn from, all equally often; no operation occurs twice in a chain."""
+    """What chains are drawn from, all equally often."""
+    repeats: bool = False
+    """Let an operation occur several times in a chain, so that chains can be longer than ``operations``. The
+    policy has to count then how many it has done, which is harder."""
     longest_solution: int | None = Field(default=None, ge=0)
     """Longest chain that comes with a worked solution for a warm-up; null: all do, 0: none does."""
     seed: int = Field(default=0, ge=0)
@@ -88,23 +93,26 @@ class ListOperationsConfig(DatasetConfig):
                 f"chain_length_weights: {len(weights)} weights for {len(self.chain_lengths)} chain_lengths; "
                 "give one weight per length"
             )
-        if max(self.chain_lengths) > len(self.operations):
+        if max(self.chain_lengths) > len(self.operations) and not self.repeats:
             raise ValueError(
                 f"chain_lengths: {max(self.chain_lengths)} different operations are wanted but operations "
-                f"lists {len(self.operations)}; shorten the chains or list more"
+                f"lists {len(self.operations)}; shorten the chains, list more, or set repeats: true"
             )
         for chain_length, wanted in self.num_questions_by_chain_length().items():
             possible = self.num_possible(chain_length)
             if wanted > possible:
                 raise ValueError(
                     f"size: {wanted} questions of chain length {chain_length} are wanted but only {possible} "
-                    "differ; lower size, or give longer lists, longer chains or more operations"
+                    "differ; lower size, give longer lists, longer chains or more operations, or set "
+                    "repeats: true"
                 )
         return self
 
     def num_possible(self, chain_length: int) -> int:
         """Count the different questions of a chain length."""
-        return int(10**self.list_length) * math.perm(len(self.operations), chain_length)
+        num_operations = len(self.operations)
+        chains = num_operations**chain_length if self.repeats else math.perm(num_operations, chain_length)
+        return int(10**self.list_length * chains)
 
     def num_questions_by_chain_length(self) -> dict[int, int]:
         """Divide ``size`` over the chain lengths by weight."""
@@ -140,7 +148,13 @@ class ListOperations(Dataset):
     def _draw_indices(self, chain_length: int, count: int) -> list[int]:
         # One stream per chain length: asking for another length as well leaves these questions as they are.
         generator = random.Random(f"chain length {chain_length}, seed {self.config.seed}")
-        return generator.sample(range(self.config.num_possible(chain_length)), count)
+        possible = self.config.num_possible(chain_length)
+        if possible <= sys.maxsize:
+            return generator.sample(range(possible), count)
+        drawn: dict[int, None] = {}  # random.sample takes no longer range; next to none is drawn twice
+        while len(drawn) < count:
+            drawn[generator.randrange(possible)] = None
+        return list(drawn)
 
     def _question(self, chain_length: int, number: int, index: int) -> Question:
         digits, chain = self._decode(index, chain_length)
@@ -161,10 +175,10 @@ class ListOperations(Dataset):
         for _ in range(self.config.list_length):
             index, digit = divmod(index, 10)
             digits.append(digit)
-        unused = list(self.config.operations)
+        available = list(self.config.operations)
         for _ in range(chain_length):
-            index, place = divmod(index, len(unused))
-            chain.append(unused.pop(place))
+            index, place = divmod(index, len(available))
+            chain.append(available[place] if self.config.repeats else available.pop(place))
         return tuple(digits), tuple(chain)
 
 

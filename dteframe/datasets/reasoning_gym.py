@@ -43,11 +43,15 @@ class TaskConfig(BaseModel):
     solutions: bool = False
     """Give worked solutions to warm up on, which end in a colon and the answer (``13 4:4``); needs
     ``short``."""
+    asks_work: bool = False
+    """Take the whole worked solution for the answer, so that a lucky last number is none; needs ``short``,
+    and a reward that compares with the answer (the reward ``reasoning_gym`` has the task judge)."""
 
     @model_validator(mode="after")
     def _has_a_short_form(self) -> Self:
-        if self.solutions and not self.short:
-            raise ValueError("solutions: only short questions have worked solutions; set short too")
+        for option in ("solutions", "asks_work"):
+            if getattr(self, option) and not self.short:
+                raise ValueError(f"{option}: only short questions have worked solutions; set short too")
         if self.short and self.name not in SHORT_FORMS:
             known = ", ".join(SHORT_FORMS)
             raise ValueError(f"short: {self.name!r} has no short form; those that have one: {known}")
@@ -147,14 +151,16 @@ class ReasoningGym(Dataset):
 
     def _question(self, question_id: str, task: TaskConfig, entry: dict[str, Any]) -> Question:
         text, solution = str(entry["question"]).strip(), None
+        # Tasks without a single right answer have none here; their score asks for the entry alone.
+        answer = "" if entry["answer"] is None else str(entry["answer"])
         if task.short:
             text, solution = SHORT_FORMS[task.name](entry)
+            answer = solution if task.asks_work else answer
         return Question(
             id=question_id,
             text=text,
             prompt=self.config.prompt(text),
-            # Tasks without a single right answer have none here; their score asks for the entry alone.
-            answer="" if entry["answer"] is None else str(entry["answer"]),
+            answer=answer,
             solution=solution if task.solutions else None,
             columns={"task": task.name, "options": to_json(task.options), "entry": to_json(entry)},
         )

@@ -1,7 +1,7 @@
 """Put rows in micro-batches that fit, so that a prompt is computed once for many of its completions.
 
-In a micro-batch, rows are laid end to end with each prompt once, and attention keeps them apart
-(``engine.tiles``); or every row has a line of its own, filled up to the longest.
+In a micro-batch, rows are laid end to end with each prompt once, and equal completions of it once, and
+attention keeps them apart (``engine.tiles``); or every row has a line of its own, filled up to the longest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MicroBatch:
 
     rows: tuple[Row, ...]
     shares_prompts: bool = False
-    """Whether rows are laid end to end, a group's prompt once; else each has a line, filled up."""
+    """Whether rows are laid end to end, a group's texts once; else each has a line, filled up."""
 
     @property
     def places(self) -> list[Place]:
@@ -42,11 +42,9 @@ class MicroBatch:
         return max(1, len(self.rows)), max((row.num_tokens for row in self.rows), default=1)
 
     @property
-    def shared_prompts(self) -> list[int]:
-        """Give the tokens of a prompt for every row that found it computed already."""
-        if not self.shares_prompts:
-            return []
-        return [len(place.prompt_token_ids) for place in self.places for _ in place.rows[1:]]
+    def shared_beginnings(self) -> list[int]:
+        """Count the tokens of every row that found some computed already."""
+        return [count for place in self.places for count in place.shared_beginnings]
 
 
 MicroBatches: TypeAlias = tuple[MicroBatch, ...]

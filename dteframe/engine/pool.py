@@ -122,6 +122,7 @@ def encode_prompts(
         question.id: Prompt(question.id, _tokens(question, tokenizer))
         for question in [*pool.train.values(), *pool.evaluation.values()]
     }
+    _warn_of_unknown_characters(pool, prompts, tokenizer, warn)
     too_long = [prompt for prompt in prompts.values() if len(prompt.token_ids) > max_prompt_length]
     if not too_long:
         return pool, prompts
@@ -139,6 +140,34 @@ def encode_prompts(
     left_out = {**pool.left_out, "prompt longer than max_prompt_length": len(too_long)}
     kept_prompts = {name: prompt for name, prompt in prompts.items() if name not in dropped}
     return Pool(train, evaluation, left_out), kept_prompts
+
+
+def _warn_of_unknown_characters(
+    pool: Pool,
+    prompts: Mapping[str, Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    warn: Callable[[str], None],
+) -> None:
+    """Tell of prompts that the policy cannot read, and of held-out answers that it cannot write."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return
+
+    def not_known(text: str) -> bool:
+        return unknown in tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    questions = {**pool.train, **pool.evaluation}
+    unread = {name: questions[name].text for name, prompt in prompts.items() if unknown in prompt.token_ids}
+    answers = {name: question.answer for name, question in pool.evaluation.items()}
+    unwritten = {name: answer for name, answer in answers.items() if not_known(answer)}
+    for what, texts in (("prompts", unread), ("held-out answers", unwritten)):
+        if texts:
+            name, text = next(iter(texts.items()))
+            characters = "".join(sorted(character for character in set(text) if not_known(character)))
+            warn(
+                f"{len(texts)} {what} have characters that the policy's tokenizer does not know, "
+                f"first that of {name!r}: {characters!r}"
+            )
 
 
 def _tokens(question: Question, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

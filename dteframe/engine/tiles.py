@@ -1,4 +1,4 @@
-"""Lay rows end to end with each prompt once, and cut their attention into calls that compute little unseen.
+"""Lay rows end to end with each text once, and cut their attention into calls that compute little unseen.
 
 A completion sees its prompt and itself. So attention is a set of stretches: a prompt, a completion after its
 prompt, or both in one. Stretches of like lengths make a tile, which is one call of attention.
@@ -29,12 +29,13 @@ LONG_CONTEXT = 128
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the rows of one group stand, its prompt first."""
+    """Where the rows of one group stand, its prompt first, and completions of the same tokens once."""
 
     rows: tuple[Row, ...]
     start: int
     """Of the prompt."""
     completion_starts: tuple[int, ...]
+    """Of each row; equal ones where completions are."""
 
     @property
     def prompt_token_ids(self) -> Int[np.ndarray, "tokens"]:
@@ -44,7 +45,22 @@ class Place:
     @property
     def end(self) -> int:
         """Give the place after the last completion."""
-        return self.completion_starts[-1] + len(self.rows[-1].completion.token_ids)
+        return max(start + length for start, length in self.completions.items())
+
+    @property
+    def completions(self) -> dict[int, int]:
+        """Give start and length of each completion that is computed."""
+        rows = zip(self.completion_starts, self.rows, strict=True)
+        return {start: len(row.completion.token_ids) for start, row in rows}
+
+    @property
+    def shared_beginnings(self) -> list[int]:
+        """Count the tokens that were computed already for another row: the prompt, or the whole row."""
+        firsts, counts = {self.completion_starts[0]}, []
+        for row, start in zip(self.rows[1:], self.completion_starts[1:], strict=True):
+            counts.append(row.num_tokens if start in firsts else len(self.prompt_token_ids))
+            firsts.add(start)
+        return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +169,16 @@ def by_group(rows: Sequence[Row]) -> Iterator[tuple[Row, ...]]:
 
 
 def end_to_end(rows: Sequence[Row]) -> list[Place]:
-    """Place groups one after the other: each prompt, then its completions."""
+    """Place groups one after the other: each prompt, then its completions, equal ones once."""
     places, end = [], 0
     for run in by_group(rows):
-        lengths = (len(row.completion.token_ids) for row in run)
-        starts = end + np.cumsum([len(run[0].group.group.prompt_token_ids), *lengths])
-        places.append(Place(run, end, tuple(starts[:-1].tolist())))
-        end = int(starts[-1])
+        start, end = end, end + len(run[0].group.group.prompt_token_ids)
+        starts: dict[bytes, int] = {}
+        for row in run:
+            if starts.setdefault(row.completion.token_ids.tobytes(), end) == end:
+                end += len(row.completion.token_ids)
+        found = (starts[row.completion.token_ids.tobytes()] for row in run)
+        places.append(Place(run, start, tuple(found)))
     return places
 
 
@@ -174,8 +193,7 @@ def tiles_of(places: Sequence[Place]) -> tuple[Tile, ...]:
     for place in places:
         prompt_length = len(place.prompt_token_ids)
         found = [
-            Stretch(place.start, prompt_length, start, len(row.completion.token_ids))
-            for row, start in zip(place.rows, place.completion_starts, strict=True)
+            Stretch(place.start, prompt_length, start, length) for start, length in place.completions.items()
         ]
         after += [item for item in found if not item.asks_context]
         found = [item for item in found if item.asks_context]

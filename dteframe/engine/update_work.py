@@ -170,7 +170,7 @@ class UpdateWork:
 
 def note_pass(passes: PassSizes, micro_batch: MicroBatch) -> None:
     """Count what a micro-batch ran."""
-    passes.note(lengths_of(micro_batch.rows), micro_batch.shared_prompts)
+    passes.note(lengths_of(micro_batch.rows), micro_batch.shared_beginnings)
 
 
 def lengths_of(rows: Sequence[Row]) -> list[tuple[int, int]]:

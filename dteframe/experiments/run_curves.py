@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,20 @@ from dteframe.recipe.sweep_config import ComparisonConfig
 COSTS = ("seconds", "cpu_seconds", "tokens", "rollouts", "steps")
 """In what costs are counted: training seconds, evaluation, loading and checkpoints apart; CPU-seconds of the
 same; tokens and rollouts generated for training and for references; steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A figure of training steps, where there is one; a row for several steps bears the last one's number."""
+
+    steps: Float[np.ndarray, "rows"]
+    values: Float[np.ndarray, "rows"]
+
+    def mean(self, last_step: float = math.inf) -> float:
+        """Give the mean up to a step, the first row always among them; NaN without rows."""
+        if not len(self.steps):
+            return math.nan
+        return float(self.values[self.steps <= max(last_step, self.steps[0])].mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +53,10 @@ class Curve:
     seconds_by_stage: Mapping[str, Float[np.ndarray, "evaluations"]]
     """Wall-clock before each evaluation, by stage of a step; evaluation and loading too."""
     reference_tokens: Float[np.ndarray, "evaluations"]
-    informative_fractions: Float[np.ndarray, "steps"]
-    """Of the fresh groups, step by step."""
-    correlations: Float[np.ndarray, "steps"]
-    """Of what was predicted with what was measured, step by step; NaN where there is none."""
+    informative_fractions: Series
+    """Of the fresh groups."""
+    correlations: Series
+    """Of what was predicted with what was measured."""
 
     @property
     def is_complete(self) -> bool:
@@ -173,9 +188,10 @@ def _column(
     return np.array([_number(rows[place].get(key)) for place in places])
 
 
-def _series(rows: Sequence[Mapping[str, float | None]], key: str) -> Float[np.ndarray, "n"]:
-    """Take a figure of every step but the evaluation before the first."""
-    return np.array([_number(row.get(key)) for row in rows if row.get("step")])
+def _series(rows: Sequence[Mapping[str, float | None]], key: str) -> Series:
+    """Take a figure of every step that has it, but not of the evaluation before the first."""
+    found = [row for row in rows if row.get("step") and row.get(key) is not None]
+    return Series(_column(found, range(len(found)), "step"), _column(found, range(len(found)), key))
 
 
 def _number(value: float | None) -> float:

@@ -164,7 +164,7 @@ def _compare(
         seconds_to_target=float(np.median([passage.cost for passage in of_arm])),
         baseline_seconds_to_target=float(np.median([passage.cost for passage in of_baseline])),
         gain_at_equal_time=_gain_at_equal_time(ours, theirs, rules),
-        informative_fraction=float(np.mean([np.nanmean(curve.informative_fractions) for curve in ours])),
+        informative_fraction=float(np.mean([curve.informative_fractions.mean() for curve in ours])),
         seconds_by_purpose=_seconds_by_purpose(ours, [passage.cost for passage in of_arm]),
         reference_token_fraction=_reference_share(ours, [passage.cost for passage in of_arm]),
     )
@@ -262,8 +262,7 @@ def _reference_share(curves: Sequence[Curve], costs: Sequence[float]) -> float:
 
 def _testbed(pair: str, baselines: Sequence[Curve], rules: ComparisonConfig) -> Testbed:
     targets = [_target(curve, rules) for curve in baselines]
-    uninformative = [1 - curve.informative_fractions for curve in baselines]
-    firsts = [float(np.nanmean(shares[: max(1, len(shares) // 20)])) for shares in uninformative]
+    firsts = [1 - curve.informative_fractions.mean(curve.max_steps / 20) for curve in baselines]
     lasts = [trailing_mean(curve.success_rates, rules.trailing_evaluations)[-1] for curve in baselines]
     num_without_gain = sum(
         bool(target < curve.success_rates[0] + 2 * curve.standard_error)
@@ -277,6 +276,6 @@ def _testbed(pair: str, baselines: Sequence[Curve], rules: ComparisonConfig) -> 
         last_success_rate=float(np.mean(lasts)),
         evaluation_standard_error=float(np.mean([curve.standard_error for curve in baselines])),
         uninformative_first=float(np.mean(firsts)),
-        uninformative=float(np.mean([np.nanmean(shares) for shares in uninformative])),
+        uninformative=float(np.mean([1 - curve.informative_fractions.mean() for curve in baselines])),
         num_without_gain=num_without_gain,
     )

@@ -1,4 +1,4 @@
-"""Draw a comparison's curves: success against seconds and tokens, and what selection did."""
+"""Draw a comparison: success against seconds and tokens, what selection did, and what each arm saved."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from dteframe.errors import DTEFrameError
-from dteframe.experiments.run_curves import Curve
+from dteframe.experiments.run_curves import Curve, Series
+from dteframe.experiments.speedup import ArmComparison, Comparison
 from dteframe.experiments.time_to_target import trailing_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, which people with any colour vision can tell apart; the baseline is black."""
 NUM_POINTS = 200
 STEPS_OF_A_POINT = 10
 """Steps whose mean is one point of a figure that every step has."""
+SAVINGS = "savings"
+"""Name of the figure of all pairs."""
+UNITS_DRAWN = (("seconds", "#56b4e9", 0.12), ("tokens", "#e69f00", -0.12))
+"""Whose savings are drawn, in which colour, how far above the arm's row."""
 
 
-def write_plots(curves: Sequence[Curve], baseline: str, window: int, folder: Path) -> list[Path]:
-    """Write a PNG and an SVG per pair; thin lines are runs, thick ones the mean of an arm's seeds.
+def write_plots(curves: Sequence[Curve], comparison: Comparison, folder: Path) -> list[Path]:
+    """Write a PNG and an SVG per pair, and one of each of what the arms saved.
+
+    In a pair's figure thin lines are runs, thick ones the mean of an arm's seeds.
 
     Raises:
         DTEFrameError: matplotlib is not installed, or the folder cannot be written.
@@ -35,41 +42,123 @@ def write_plots(curves: Sequence[Curve], baseline: str, window: int, folder: Pat
             "--plots: needs the package matplotlib, which is not installed; "
             "install it with: pip install 'dteframe[plots]'"
         )
+    pairs = sorted({curve.pair for curve in curves})
+    if SAVINGS in pairs:
+        raise DTEFrameError(f"--plots: a pair is called {SAVINGS!r}, as the figure of all; rename the pair")
+    written = []
+    for pair in pairs:
+        figure = _draw_curves([curve for curve in curves if curve.pair == pair], comparison, pair)
+        written += _save(figure, folder / (pair or "comparison"))
+    return written + _save(_draw_savings(comparison), folder / SAVINGS)
+
+
+def _save(figure: Figure, path: Path) -> list[Path]:
+    paths = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]
+    for one in paths:
+        try:
+            one.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(one, dpi=120, metadata={"Date": None} if one.suffix == ".svg" else None)
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror}); name a folder that can"
+            raise DTEFrameError(f"--plots {one}: {reason}") from error
+    return paths
+
+
+def _draw_curves(curves: Sequence[Curve], comparison: Comparison, pair: str) -> Figure:
     from matplotlib.figure import Figure
 
-    written = []
-    for pair in sorted({curve.pair for curve in curves}):
-        of_pair = [curve for curve in curves if curve.pair == pair]
-        arms = [baseline, *sorted({curve.arm for curve in of_pair} - {baseline})]
-        figure = Figure(figsize=(11, 8), layout="constrained")
-        panels = figure.subplots(2, 2)
-        for number, arm in enumerate(arms):
-            of_arm = [curve for curve in of_pair if curve.arm == arm]
-            colour = COLOURS[number % len(COLOURS)]
-            for panel, unit in ((panels[0, 0], "seconds"), (panels[0, 1], "tokens")):
-                _draw_success(panel, of_arm, unit, window, colour, arm)
-            _draw_series(panels[1, 0], [curve.informative_fractions for curve in of_arm], colour)
-            _draw_series(panels[1, 1], [curve.correlations for curve in of_arm], colour)
-        labels = (
-            (panels[0, 0], "training seconds", f"success rate, mean of {window}"),
-            (panels[0, 1], "tokens generated, references included", f"success rate, mean of {window}"),
-            (panels[1, 0], "step", "share of informative groups"),
-            (panels[1, 1], "step", "correlation of predicted and measured"),
-        )
-        for panel, across, up in labels:
-            panel.set_xlabel(across)
-            panel.set_ylabel(up)
-        panels[0, 0].legend(frameon=False)
-        figure.suptitle(pair)
-        for ending in ("png", "svg"):
-            path = folder / f"{pair or 'comparison'}.{ending}"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=120, metadata={"Date": None} if ending == "svg" else None)
-            except OSError as error:
-                raise DTEFrameError(f"--plots {path}: cannot be written ({error.strerror})") from error
-            written.append(path)
-    return written
+    baseline, window = comparison.rules.baseline, comparison.rules.trailing_evaluations
+    arms = [baseline, *sorted({curve.arm for curve in curves} - {baseline})]
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for number, arm in enumerate(arms):
+        of_arm = [curve for curve in curves if curve.arm == arm]
+        colour = COLOURS[number % len(COLOURS)]
+        for panel, unit in ((panels[0, 0], "seconds"), (panels[0, 1], "tokens")):
+            _draw_success(panel, of_arm, unit, window, colour, arm)
+        _draw_series(panels[1, 0], [curve.informative_fractions for curve in of_arm], colour)
+        _draw_series(panels[1, 1], [curve.correlations for curve in of_arm], colour)
+    labels = (
+        (panels[0, 0], "training seconds", f"success rate, mean of {window}"),
+        (panels[0, 1], "tokens generated, references included", f"success rate, mean of {window}"),
+        (panels[1, 0], "step", "share of informative groups"),
+        (panels[1, 1], "step", "correlation of predicted and measured"),
+    )
+    for panel, across, up in labels:
+        panel.set_xlabel(across)
+        panel.set_ylabel(up)
+    panels[0, 0].legend(frameon=False)
+    figure.suptitle(pair)
+    return figure
+
+
+def _draw_savings(comparison: Comparison) -> Figure:
+    """Draw a panel per pair and family of arms: those whose names begin alike up to the first ``_``."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    arms = list(dict.fromkeys(arm.arm for arm in comparison.arms))
+    beginnings = [arm.split("_")[0] for arm in arms]
+    families: dict[str, list[str]] = {}
+    for arm, beginning in zip(arms, beginnings, strict=True):
+        families.setdefault(beginning if beginnings.count(beginning) > 1 else "", []).append(arm)
+    pairs = list(dict.fromkeys(arm.pair for arm in comparison.arms))
+    figure = Figure(
+        figsize=(1.5 + 3.5 * len(pairs), 1.5 + 0.5 * len(families) + 0.3 * len(arms)), layout="constrained"
+    )
+    panels = figure.subplots(
+        len(families),
+        len(pairs),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        height_ratios=[len(members) + 0.5 for members in families.values()],
+    )
+    for row, members in enumerate(families.values()):
+        for column, pair in enumerate(pairs):
+            found = {arm.arm: arm for arm in comparison.arms if arm.pair == pair}
+            _draw_savings_of(panels[row, column], [(name, found.get(name)) for name in reversed(members)])
+    for column, pair in enumerate(pairs):
+        panels[0, column].set_title(pair)
+        panels[-1, column].set_xlabel(f"% of {comparison.rules.baseline}'s cost saved")
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=unit) for unit, colour, _ in UNITS_DRAWN
+    ]
+    hollow = Line2D(
+        [],
+        [],
+        marker="o",
+        linestyle="",
+        color="gray",
+        markerfacecolor="white",
+        label="some runs never arrive",
+    )
+    figure.legend(handles=[*handles, hollow], loc="outside upper right", ncols=3, frameon=False)
+    return figure
+
+
+def _draw_savings_of(panel: Axes, arms: Sequence[tuple[str, ArmComparison | None]]) -> None:
+    """Draw each arm's savings, from below; hollow where runs that never arrive count at their whole cost."""
+    for row, (_, arm) in enumerate(arms):
+        if arm is None:
+            panel.annotate("no run", (0, row), color="gray", fontsize="small", va="center", ha="center")
+            continue
+        for unit, colour, y_offset in UNITS_DRAWN:
+            saving = arm.savings[unit]
+            low = saving.mean if saving.low is None else saving.low
+            high = saving.mean if saving.high is None else saving.high
+            panel.errorbar(
+                100 * saving.mean,
+                row + y_offset,
+                xerr=[[100 * (saving.mean - low)], [100 * (high - saving.mean)]],
+                fmt="o",
+                markersize=4,
+                color=colour,
+                markerfacecolor="white" if arm.num_censored else colour,
+            )
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.set_yticks(range(len(arms)), [name for name, _ in arms])
+    panel.set_ylim(-0.6, len(arms) - 0.4)
 
 
 def _draw_success(
@@ -85,12 +174,17 @@ def _draw_success(
         panel.plot(grid, np.mean(read, axis=0), color=colour, linewidth=2, label=arm)
 
 
-def _draw_series(panel: Axes, series: Sequence[Float[np.ndarray, "steps"]], colour: str) -> None:
-    if not series:
+def _draw_series(panel: Axes, series: Sequence[Series], colour: str) -> None:
+    """Draw the mean over runs, ten steps a point, as far as every run has come."""
+    if not series or not all(len(one.steps) for one in series):
         return
-    length = min(len(values) for values in series) // STEPS_OF_A_POINT * STEPS_OF_A_POINT
-    if length == 0 or all(np.isnan(values).all() for values in series):
-        return
-    together = np.stack([values[:length] for values in series]).reshape(len(series), -1, STEPS_OF_A_POINT)
-    steps = np.arange(together.shape[1]) * STEPS_OF_A_POINT + STEPS_OF_A_POINT / 2
-    panel.plot(steps, np.nanmean(together, axis=(0, 2)), color=colour, linewidth=1.5)
+    last_bin = min(int(one.steps[-1] - 1) // STEPS_OF_A_POINT for one in series)
+    bins = np.concatenate([(one.steps.astype(int) - 1) // STEPS_OF_A_POINT for one in series])
+    values = np.concatenate([one.values for one in series])
+    drawn = [place for place in range(last_bin + 1) if (bins == place).any()]
+    panel.plot(
+        [(place + 0.5) * STEPS_OF_A_POINT for place in drawn],
+        [values[bins == place].mean() for place in drawn],
+        color=colour,
+        linewidth=1.5,
+    )

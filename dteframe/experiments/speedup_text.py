@@ -21,7 +21,9 @@ def speedup_text(comparison: Comparison) -> str:
     head = (
         f"target: what {rules.baseline} reaches after {rules.target_budget_fraction:.0%} of its steps, "
         f"seed by seed; success rates are means of {rules.trailing_evaluations} evaluations\n"
-        f"saved against {rules.baseline}: mean of the seeds' log ratios [95 % interval, bootstrap]\n"
+        f"saved against {rules.baseline}: mean of the seeds' log ratios [95 % interval: bootstrap, "
+        "Student's below five seeds]\n"
+        "<=: at most, since runs that never reach the target count at all that they paid\n"
         "time leaves out loading, evaluation and checkpoints"
     )
     parts = [
@@ -37,7 +39,7 @@ def speedup_text(comparison: Comparison) -> str:
 def _testbed_table(testbeds: Sequence[Testbed]) -> str:
     rows = [("pair", "seeds", "success", "target", "end", "noise", "uninformative: begin", "all", "")]
     for bed in testbeds:
-        warning = f"{bed.num_without_gain} seeds gain less than noise" if bed.num_without_gain else ""
+        warning = f"{bed.num_without_gain} seeds gain less than 2 x noise" if bed.num_without_gain else ""
         rows.append(
             (
                 bed.pair or "-",
@@ -62,10 +64,10 @@ def _arm_table(arms: Sequence[ArmComparison]) -> str:
                 arm.pair or "-",
                 arm.arm,
                 str(len(arm.seeds)),
-                _saving_text(arm.savings["seconds"]),
+                _bound(arm) + _saving_text(arm.savings["seconds"]),
                 arm.verdict,
-                _saving_text(arm.savings["cpu_seconds"]),
-                *(f"{arm.savings[unit].mean:.0%}" for unit in ("tokens", "rollouts", "steps")),
+                _bound(arm) + _saving_text(arm.savings["cpu_seconds"]),
+                *(f"{_bound(arm)}{arm.savings[unit].mean:.0%}" for unit in ("tokens", "rollouts", "steps")),
                 _saving_text(arm.paper_saving),
                 str(arm.num_censored),
                 _gain_text(arm.gain_at_equal_time),
@@ -79,7 +81,18 @@ def _purposes(arms: Sequence[ArmComparison]) -> str:
     stages = sorted({stage for arm in arms for stage in arm.seconds_by_purpose})
     counted = [stage for stage in stages if stage not in NOT_COUNTED]
     apart = [stage for stage in stages if stage in NOT_COUNTED]
-    rows = [("pair", "arm", "s to target", "(baseline)", *counted, "| apart:", *apart, "reference tokens")]
+    rows = [
+        (
+            "pair",
+            "arm",
+            "s to target (median)",
+            "(baseline)",
+            *counted,
+            "| apart:",
+            *apart,
+            "reference tokens",
+        )
+    ]
     for arm in arms:
         rows.append(
             (
@@ -100,6 +113,11 @@ def _purposes(arms: Sequence[ArmComparison]) -> str:
             )
         )
     return table(rows)
+
+
+def _bound(arm: ArmComparison) -> str:
+    """Say that a saving is an upper bound where runs never arrive: they would have paid more."""
+    return "<= " if arm.num_censored else ""
 
 
 def _saving_text(saving: Saving) -> str:

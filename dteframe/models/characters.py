@@ -18,12 +18,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 """One line a message, so that chat datasets work with a model that has seen no chat."""
+CHAT_CHARACTERS = "assistant: \n"
+"""What the template itself adds to messages."""
 
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
-def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    r"""Make a tokenizer of printable ASCII, newline, and every further character of ``texts``.
+def character_tokenizer(texts: Iterable[str], always_known: str = PRINTABLE) -> PreTrainedTokenizerFast:
+    r"""Make a tokenizer of the characters ``always_known`` (printable ASCII, newline) and those of ``texts``.
 
     The same set of characters gives the same ids; other characters become ``<unk>``.
 
@@ -49,8 +51,8 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     bytewise = ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     merges: dict[tuple[str, str], None] = {}
-    further = set().union(*(unicodedata.normalize("NFC", text) for text in texts)) - set(PRINTABLE)
-    for character in (*sorted(PRINTABLE), *sorted(further)):
+    further = set().union(*(unicodedata.normalize("NFC", text) for text in texts)) - set(always_known)
+    for character in (*sorted(always_known), *sorted(further)):
         symbols = bytewise.pre_tokenize_str(character)[0][0]  # One symbol per byte of UTF-8.
         for symbol in symbols:
             vocabulary.setdefault(symbol, len(vocabulary))

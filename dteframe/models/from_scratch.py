@@ -17,7 +17,7 @@ from dteframe.memory import DTYPE_BYTES, decoder_parameters
 from dteframe.models.architectures import Architecture, Sizes, default_intermediate_size, untrained_module
 from dteframe.models.attention_ways import AttentionImplementation, attention_problems, check_attention
 from dteframe.models.cached_weights import CorruptCacheError, read_weights, write_weights
-from dteframe.models.characters import PRINTABLE, SPECIAL_TOKENS, character_tokenizer
+from dteframe.models.characters import CHAT_CHARACTERS, PRINTABLE, SPECIAL_TOKENS, character_tokenizer
 from dteframe.models.warm_up import WarmUpConfig, WorkedExample, warm_up, worked_examples
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class FromScratchConfig(ModelConfig):
     attn_implementation: AttentionImplementation = "sdpa"
     """How attention is computed once the warm-up, which takes sdpa, is over; those called flash need a GPU,
     bfloat16 and the package of that name."""
+    characters: Literal["printable", "questions"] = "printable"
+    """What the model can read and write: printable ASCII and whatever else the training questions hold, or
+    only what their prompts, answers, worked solutions and the chat template's own text hold: hot sampling of
+    characters that no answer has ends late."""
     seed: int | None = Field(default=None, ge=0)
     """Of the first weights and the warm-up's order; None for the recipe's seed."""
     warm_up: WarmUpConfig = WarmUpConfig()
@@ -74,7 +78,7 @@ class FromScratchConfig(ModelConfig):
         )
 
     def sizes(self) -> ModelSizes | None:
-        """Give the sizes with a vocabulary of printable ASCII; what else the questions hold is small."""
+        """Give the sizes with a vocabulary of printable ASCII; what the questions change of it is small."""
         made = self.architecture_sizes()
         vocabulary_size = len(SPECIAL_TOKENS) + len(PRINTABLE)
         sizes = ModelSizes(
@@ -88,7 +92,8 @@ class FromScratchConfig(ModelConfig):
             head_size=made.hidden_size // made.num_heads,
             vocabulary_size=vocabulary_size,
             ties_embeddings=made.tie_word_embeddings,
-            assumption=f"a vocabulary of {vocabulary_size} characters; the questions may bring more",
+            assumption=f"a vocabulary of {vocabulary_size} characters; the questions may "
+            + ("bring more" if self.characters == "printable" else "hold fewer"),
             shares_prompts=self.attn_implementation == "sdpa",
         )
         counted = decoder_parameters(sizes, has_attention_bias=self.architecture == "qwen2")
@@ -143,7 +148,8 @@ class FromScratch(Model):
             raise ValueError(f"model 'from_scratch': {'; '.join(problems)}")
         check_attention(self.config.attn_implementation, self.context.device)
         seed = self.context.seed if self.config.seed is None else self.config.seed
-        tokenizer = character_tokenizer(_texts(questions))
+        always_known = PRINTABLE if self.config.characters == "printable" else ""
+        tokenizer = character_tokenizer(_texts(questions), always_known)
         tokenizer.model_max_length = self.config.max_position_embeddings
         module = untrained_module(self.config.architecture, self.config.architecture_sizes(), tokenizer, seed)
         module.to(self.context.device)  # type: ignore[arg-type]  # transformers annotates to() as a decorator
@@ -213,6 +219,7 @@ def _texts(questions: Sequence[Question]) -> Iterator[str]:
             yield question.prompt
         else:
             yield from (text for message in question.prompt for text in message.values())
+            yield CHAT_CHARACTERS
         yield question.answer
         yield question.solution or ""
 
