@@ -212,7 +212,7 @@ class UpdateReport(StageReport):
     gradient_norm: float
     """Mean norm of the gradient before clipping."""
     learning_rate: float
-    """Learning rate of the last optimizer step."""
+    """Mean learning rate of the optimizer steps; the schedule's where none was taken."""
     num_optimizer_steps: int
     """Optimizer steps taken; a minibatch without any gradient takes none."""
     num_equal_reward_groups: int

@@ -292,3 +292,30 @@ def test_a_skeleton_has_the_policys_shape_and_no_weights():
     assert np.array_equal(
         built.module.generation_config.eos_token_id, policy.module.generation_config.eos_token_id
     )
+
+
+def test_a_process_of_torchrun_whose_work_is_done_ends_before_the_interpreter_is_taken_down(tmp_path):
+    """There a thread of gloo may abort; here an object does so, of a plugin that also has its last words."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    plugin = tmp_path / "plugins" / "last_words.py"
+    plugin.parent.mkdir()
+    plugin.write_text(
+        '"""Nothing but an end."""\n'
+        "import atexit, os, threading, time\n"
+        "from dteframe import hookimpl\n"
+        "class Aborts:\n"
+        "    def __del__(self):\n"
+        "        os.abort()\n"
+        "aborts = Aborts()\n"
+        "atexit.register(print, 'at exit')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.5), print('a thread'))).start()\n"
+    )
+    command = [sys.executable, "-m", "dteframe", "validate", "tiny.yaml"]
+    ended = {}
+    for run_id in ({}, {"TORCHELASTIC_RUN_ID": "run"}):
+        ended[bool(run_id)] = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env={**os.environ, **run_id}
+        )
+    assert ended[False].returncode == -signal.SIGABRT
+    assert ended[True].returncode == 0, ended[True].stderr
+    assert ended[True].stdout.splitlines()[1:] == ["a thread", "at exit"]

@@ -38,7 +38,7 @@ def take_steps(layer: torch.nn.Module, optimizer: Optimizer, steps: range) -> No
         optimizer.start_step(step)
         optimizer.gather_gradients()
         optimizer.clip_gradients()
-        optimizer.step()
+        optimizer.step(1.0)
 
 
 def test_a_step_of_a_millionth_moves_the_float32_copy_of_a_bfloat16_weight() -> None:
@@ -111,7 +111,7 @@ def test_vectors_do_not_decay() -> None:
     optimizer = Optimizer(layer, settings(weight_decay=0.5, learning_rate=0.1))
     for parameter in layer.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    optimizer.step(1.0)
     assert layer.weight.detach() == pytest.approx(torch.full((4, 4), 0.95))
     assert torch.equal(layer.bias, torch.ones(4))
 
@@ -167,7 +167,21 @@ def test_sharded_parameters_take_the_same_steps_and_give_a_whole_norm(one_proces
         for parameter in module.parameters():
             parameter.grad = torch.zeros_like(parameter) + 0.5
         norms.append(optimizer.clip_gradients())
-        optimizer.step()
+        optimizer.step(1.0)
     assert not isinstance(norms[1], DTensor)
     assert norms[0] == norms[1] == pytest.approx(0.5 * math.sqrt(20))
     assert torch.equal(layer.weight, sharded.weight.full_tensor())
+
+
+def test_the_rate_falls_with_the_root_of_the_share_of_unequal_groups_where_asked() -> None:
+    rates = {}
+    for scaling in ("none", "unequal_groups"):
+        layer = linear()
+        optimizer = Optimizer(layer, settings(learning_rate=0.01, learning_rate_scaling=scaling))
+        optimizer.start_step(0)
+        for parameter in layer.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        rates[scaling] = optimizer.step(0.25)
+        moved = 1 - layer.weight.detach()
+        assert moved == pytest.approx(torch.full((4, 4), rates[scaling]))  # Adam's first step is the rate
+    assert rates == {"none": 0.01, "unequal_groups": 0.005}

@@ -215,6 +215,15 @@ def test_a_minibatch_without_any_gradient_takes_no_optimizer_step() -> None:
     assert all(torch.equal(found, before[name]) for name, found in weights(policy).items())
 
 
+def test_a_minibatchs_share_of_unequal_groups_scales_its_step_where_asked() -> None:
+    batch = [credited("a"), *(credited(f"equal {index}", (1.0, 1.0, 1.0)) for index in range(3))]
+    rates = [
+        learner(learning_rate_scaling=scaling).update(batch, np.random.default_rng(0)).learning_rate
+        for scaling in ("none", "unequal_groups")
+    ]
+    assert rates[1] == pytest.approx(0.5 * rates[0])
+
+
 def test_figures_are_means_over_the_tokens_that_ran() -> None:
     policy = tiny_policy()
     rows = [row for index, item in enumerate(BATCH) if index != 2 for row in rows_of(item, 3 * index)]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -42,7 +46,27 @@ app.add_typer(estimator_app, name="estimator")
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if "TORCHELASTIC_RUN_ID" in os.environ and isinstance(end.code, int):
+            _end_process(end.code)
+        raise
+
+
+def _end_process(code: int) -> None:
+    """End one of torchrun's processes once all Python work is done, without taking the interpreter down.
+
+    There a thread of gloo that still holds a tensor aborts a process whose run is complete, and torchrun then
+    ends the others (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # what the interpreter itself calls
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @app.callback()

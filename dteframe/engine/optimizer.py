@@ -32,6 +32,7 @@ class OptimizerSettings:
     learning_rate: float
     lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_min_lr"]
     warmup_steps: int
+    learning_rate_scaling: Literal["none", "unequal_groups"]
     weight_decay: float
     adam_beta1: float
     adam_beta2: float
@@ -92,13 +93,12 @@ class Optimizer:
         self._masters = {name: master_of(parameter) for name, parameter in self._trained.items()}
         self._is_fused = settings.optim == "adamw_torch_fused"
         self._adamw = _adamw(self._masters.values(), settings)
+        self._learning_rate = settings.learning_rate
 
     def start_step(self, step: int) -> float:
         """Set the learning rate of a training step, counted from 0, and give it."""
-        learning_rate = learning_rate_at(step, self._settings)
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
-        return learning_rate
+        self._learning_rate = learning_rate_at(step, self._settings)
+        return self._learning_rate
 
     def gather_gradients(self) -> None:
         """Add what a backward pass left on the parameters; call it after each, so that float32 adds up."""
@@ -113,14 +113,27 @@ class Optimizer:
         norm = clip_grad_norm_(list(self._masters.values()), self._settings.max_grad_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def step(self) -> None:
-        """Move the parameters along the gathered gradients, and drop these."""
+    def step(self, unequal_share: float) -> float:
+        """Move the parameters along the gathered gradients, and drop these; give the learning rate taken.
+
+        Args:
+            unequal_share: share of the groups behind the gradient whose rewards differ, 0 to 1.
+
+        Source: the square root rule for batch sizes under Adam, arXiv:2205.10287, 5. We take the groups that
+            carry a gradient for the batch, and leave the betas and epsilon as they are.
+        """
+        learning_rate = self._learning_rate
+        if self._settings.learning_rate_scaling == "unequal_groups":
+            learning_rate *= math.sqrt(unequal_share)
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
         self._adamw.step()
         self.drop_gradients()
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 if self._masters[name] is not parameter:
                     parameter.copy_(self._masters[name])
+        return learning_rate
 
     def drop_gradients(self) -> None:
         """Forget the gathered gradients: their step is not taken."""

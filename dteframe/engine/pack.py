@@ -46,6 +46,11 @@ class Minibatch:
     """The rollouts that carry a gradient; empty if no group does."""
 
     @property
+    def unequal_share(self) -> float:
+        """Give the share of groups whose rewards differ."""
+        return 1 - sum(credited.group.has_equal_rewards for credited in self.groups) / len(self.groups)
+
+    @property
     def num_rollouts(self) -> int:
         """Count the rollouts of all groups: a denominator of the loss."""
         return sum(credited.group.trials for credited in self.groups)

@@ -279,7 +279,8 @@ class Learner:
             self._heed(self._broken_batch(minibatch, number, told, norm.item()))
             return
         with memory_for("update", "the optimizer's step", self._policy.device, SMALLER_OPTIMIZER):
-            self._optimizer.step()
+            learning_rate = self._optimizer.step(minibatch.unequal_share)
+        work.learning_rates.append(learning_rate)
         work.losses.append(float(loss))
         work.gradient_norms.append(float(norm))
 

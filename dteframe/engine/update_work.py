@@ -111,6 +111,7 @@ class UpdateWork:
     losses: list[float] = field(default_factory=list)
     """Of the optimizer steps: the same in all processes."""
     gradient_norms: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
     figures: UpdateFigures = field(default_factory=UpdateFigures)
 
     def first_pass(
@@ -141,7 +142,7 @@ class UpdateWork:
     def report(
         self,
         every: Sequence[UpdateFigures],
-        learning_rate: float,
+        scheduled_learning_rate: float,
         num_equal_reward_groups: int,
         sizes: ModelSizes | None,
     ) -> UpdateReport:
@@ -153,7 +154,7 @@ class UpdateWork:
         return UpdateReport(
             loss=_mean(self.losses),
             gradient_norm=_mean(self.gradient_norms),
-            learning_rate=learning_rate,
+            learning_rate=_mean(self.learning_rates or [scheduled_learning_rate]),
             num_optimizer_steps=len(self.losses),
             num_skipped_minibatches=len(self.broken_minibatches),
             num_equal_reward_groups=num_equal_reward_groups,

@@ -92,6 +92,9 @@ class TrainingConfig(BaseModel):
     """Share of the learning rate that ``cosine_with_min_lr`` falls to; null: 0.1."""
     warmup_steps: int = Field(default=0, ge=0)
     """Training steps in which the learning rate rises linearly; the first has more than 0."""
+    learning_rate_scaling: Literal["none", "unequal_groups"] = "none"
+    """``unequal_groups``: an optimizer step's learning rate is multiplied by the root of the share of its
+    groups whose rewards differ. AdamW's steps are as long where few groups carry a gradient, and noisier."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
