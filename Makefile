@@ -50,11 +50,11 @@ estimators: $(VENV)/.installed-dev  ## replay TRACE with all estimators, adapter
 
 speedup: $(VENV)/.installed-dev  ## train the six pairs of recipes/sweeps/speedup_cpu.yaml: 276 runs of one to three minutes; stop and repeat as you like
 	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --only '*-grpo-s*' --only '*-dots_rr-s*' --only '*-ours-s*' $(ARGS)
-	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --only '*-s1[0-3]' $(ARGS)
+	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --only '*-s1[3-6]' $(ARGS)
 	$(BIN)/python docs/write_speedup.py runs/speedup_cpu
 
 speedup-small: $(VENV)/.installed-dev  ## one pair, three arms, three seeds: under 15 minutes
-	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --runs runs/speedup_small --only 'spell_0.1m-grpo-s1[0-2]' --only 'spell_0.1m-dots_rr-s1[0-2]' --only 'spell_0.1m-ours-s1[0-2]' $(ARGS)
+	$(BIN)/dteframe sweep recipes/sweeps/speedup_cpu.yaml --jobs 2 --runs runs/speedup_small --only 'spell_0.1m-grpo-s1[3-5]' --only 'spell_0.1m-dots_rr-s1[3-5]' --only 'spell_0.1m-ours-s1[3-5]' $(ARGS)
 	$(BIN)/dteframe compare runs/speedup_small
 
 $(BIN)/python:
