@@ -99,6 +99,13 @@ def test_a_run_that_never_reaches_the_target_counts_at_its_whole_budget(compared
     assert arm.verdict == "too few seeds"
 
 
+def test_an_arm_is_not_faster_for_having_paid_little_without_arriving(compared):
+    never = {"success_rates": np.full(6, 0.2), "seconds_a_step": 0.5}
+    (arm,) = compared({("grpo", 0): {}, ("dots", 0): never, ("grpo", 1): {}, ("dots", 1): never}).arms
+    assert arm.savings["seconds"].low == pytest.approx(1 - 25 / 40)
+    assert (arm.verdict, arm.num_censored) == ("no gain shown", 2)
+
+
 def test_equal_arms_show_no_gain(compared):
     other = {"success_rates": LINE + np.array([0, 0.01, -0.01, 0.01, -0.01, 0.0])}
     arms = {("grpo", 0): {}, ("dots", 0): other, ("grpo", 1): other, ("dots", 1): {}}
@@ -188,6 +195,9 @@ def test_the_command_prints_a_table_and_draws(tmp_path):
         "savings.png",
         "savings.svg",
     ]
+    assert compare(folder, "--plots", tmp_path / "again").exit_code == 0
+    for path in (tmp_path / "plots").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
 def test_what_arms_saved_is_drawn_by_families_that_begin_alike(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dteframe.errors import DTEFrameError
 from dteframe.experiments.evaluate_estimators import Comparison
+from dteframe.experiments.figure_files import save_figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's, which people with any colour vision can tell apart."""
@@ -58,7 +59,7 @@ def draw_reliability(comparison: Comparison, path: Path) -> None:
     panel.set_ylabel("measured success rate")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     try:
-        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
+        save_figure(figure, path)
     except OSError as error:
         raise DTEFrameError(
             f"--diagram {path}: cannot be written ({error.strerror}); give another file"

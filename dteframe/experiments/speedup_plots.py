@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dteframe.errors import DTEFrameError
+from dteframe.experiments.figure_files import save_figure
 from dteframe.experiments.run_curves import Curve, Series
 from dteframe.experiments.speedup import ArmComparison, Comparison
 from dteframe.experiments.time_to_target import trailing_mean
@@ -57,7 +58,7 @@ def _save(figure: Figure, path: Path) -> list[Path]:
     for one in paths:
         try:
             one.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(one, dpi=120, metadata={"Date": None} if one.suffix == ".svg" else None)
+            save_figure(figure, one)
         except OSError as error:
             reason = f"cannot be written ({error.strerror}); name a folder that can"
             raise DTEFrameError(f"--plots {one}: {reason}") from error
