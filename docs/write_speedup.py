@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from dteframe.experiments.run_curves import read_runs
 from dteframe.experiments.sweep_jobs import SWEEP_FILE
 
@@ -39,22 +41,32 @@ DIGITS = 5
 
 
 def keep(runs: Path) -> None:
-    """Put the small part of every complete run where it is committed, in place of what is there.
+    """Put the small part of every complete run where it is committed.
 
-    Nothing is replaced by less: where a kept run is missing among the complete ones, all stays as it is.
+    What is kept already and not among these runs stays, if it belongs to them: a sweep may go on where the
+    folders of its earlier runs are not. Otherwise nothing is written.
     """
     kept = KEPT.resolve() / runs.name
     if kept == runs.resolve():
         sys.exit(f"{runs}: is what is kept; name the folder of the runs themselves")
     read = read_runs([runs])
     complete = [curve.name for curve in read.curves]
-    missing = sorted({path.parent.name for path in kept.glob("*/metrics.jsonl")} - set(complete))
-    if missing or not complete:
-        what = f"{len(missing)} runs that are kept, {missing[0]} first," if missing else "runs"
-        sys.exit(f"{runs}: {what} are not complete there; finish them, or delete {kept} to begin anew")
+    if not complete:
+        sys.exit(f"{runs}: no run is complete there; finish some")
     described = json.loads((runs / SWEEP_FILE).read_text(encoding="utf-8"))
-    described["runs"] = [run for run in described["runs"] if run["name"] in complete]
+    variants = {run["name"]: run["variants"] for run in described["runs"]}
+    earlier = sorted({path.parent.name for path in kept.glob("*/metrics.jsonl")} - set(complete))
+    for name in earlier:
+        likes = [other for other in complete if variants[other] == variants.get(name)]
+        if not any(_recipe(runs / other) == _recipe(kept / name) for other in likes):
+            sys.exit(
+                f"{runs}: {name} is kept and not complete there, and no complete run has its recipe but for "
+                f"the seed; finish it or another seed of it, or delete {kept} to begin anew"
+            )
+    described["runs"] = [run for run in described["runs"] if run["name"] in {*complete, *earlier}]
     with tempfile.TemporaryDirectory(dir=kept.parent) as fresh:
+        for name in earlier:
+            shutil.copytree(kept / name, Path(fresh) / name)
         for name in complete:
             source, folder = runs / name, Path(fresh) / name
             folder.mkdir()
@@ -67,6 +79,12 @@ def keep(runs: Path) -> None:
             shutil.rmtree(kept)
         shutil.copytree(fresh, kept)
     sys.stdout.writelines(f"left out: {reason}\n" for reason in read.left_out)
+
+
+def _recipe(run: Path) -> dict[str, object]:
+    """Read what a run shares with the other seeds of its arm."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    return {key: value for key, value in recipe.items() if key not in ("name", "seed")}
 
 
 def shortened(rows: Sequence[Mapping[str, float]]) -> Iterator[dict[str, float]]:

@@ -303,7 +303,7 @@ def test_what_is_kept_of_runs_says_the_same_of_them(tmp_path, write_speedup, cap
     assert size < before / 3
 
 
-def test_what_is_kept_is_replaced_by_more_and_never_by_less(tmp_path, write_speedup):
+def test_what_is_kept_is_replaced_or_joined_and_never_lost(tmp_path, write_speedup):
     runs = write_sweep(tmp_path / "runs", {("grpo", 0): {}})
     write_speedup.keep(runs)
     write_sweep(
@@ -313,14 +313,18 @@ def test_what_is_kept_is_replaced_by_more_and_never_by_less(tmp_path, write_spee
     kept = tmp_path / "data" / "runs"
     assert [curve.name for curve in read_runs([kept]).curves] == ["grpo-s0", "dots-s0"]
     assert read_runs([kept]).curves[0].success_rates[0] == LINE[0] / 2
-    shutil.rmtree(runs / "grpo-s0")
-    with pytest.raises(
-        SystemExit, match="1 runs that are kept, grpo-s0 first, are not complete there; finish"
-    ):
+    shutil.rmtree(runs)
+    unlike = {("grpo", 0): None, ("grpo", 1): {"max_steps": 40}, ("dots", 0): FAST}
+    write_sweep(runs, unlike)
+    with pytest.raises(SystemExit, match="grpo-s0 is kept and not complete there, and no complete run has"):
         write_speedup.keep(runs)
     with pytest.raises(SystemExit, match="is what is kept; name the folder of the runs themselves"):
         write_speedup.keep(kept)
     assert len(read_runs([kept]).curves) == 2
+    write_sweep(runs, unlike | {("grpo", 1): {}})
+    write_speedup.keep(runs)
+    assert [curve.name for curve in read_runs([kept]).curves] == ["grpo-s0", "grpo-s1", "dots-s0"]
+    assert read_runs([kept]).curves[0].success_rates[0] == LINE[0] / 2
 
 
 def test_a_sweep_without_a_place_on_the_page_is_named_before_anything_is_written(tmp_path, write_speedup):
