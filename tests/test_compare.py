@@ -1,6 +1,7 @@
 """Compare arms: what runs wrote becomes shares saved, and nothing is dropped without a word."""
 
 import importlib.util
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -47,12 +48,12 @@ def write_run(folder, success_rates=LINE, seconds_a_step=1.0, max_steps=50, seed
     return folder
 
 
-def write_sweep(folder, arms, comparison=RULES):
-    """Write a sweep's folder; ``arms`` gives what ``write_run`` takes, by arm and seed."""
+def write_sweep(folder, arms, comparison=RULES, pairs=("",)):
+    """Write a sweep's folder; ``arms``: what ``write_run`` takes, by arm and seed, the same in all pairs."""
     runs = []
-    for (arm, seed), options in arms.items():
-        name = f"{arm}-s{seed}"
-        runs.append({"name": name, "seed": seed, "variants": {"arm": arm}})
+    for pair, ((arm, seed), options) in itertools.product(pairs, arms.items()):
+        name = f"{pair}{arm}-s{seed}"
+        runs.append({"name": name, "seed": seed, "variants": {"arm": arm} | ({"pair": pair} if pair else {})})
         if options is not None:
             write_run(folder / name, seed=seed, **options)
     described = {"comparison": comparison and comparison.model_dump(), "runs": runs}
@@ -215,6 +216,29 @@ def test_what_arms_saved_is_drawn_by_families_that_begin_alike(tmp_path):
     ]
 
 
+def test_from_three_pairs_on_time_is_drawn_over_the_share_without_gradient(tmp_path):
+    pytest.importorskip("matplotlib")
+    arms = {("grpo", 0): {}, ("dots", 0): FAST, ("ours", 0): FAST}
+    drawn = {}
+    for pairs in (("few", "some"), ("few", "some", "many")):
+        folder = tmp_path / str(len(pairs))
+        write_sweep(folder, arms, pairs=pairs)
+        assert compare(folder, "--plots", folder / "plots").exit_code == 0
+        drawn[len(pairs)] = folder / "plots" / "savings_by_share.svg"
+    assert not drawn[2].exists()
+    texts = drawn[3].read_text(encoding="utf-8")
+    assert {
+        name: texts.count(f"<!-- {name} -->") for name in ("few", "some", "many", "dots", "ours", "grpo")
+    } == {
+        "few": 1,
+        "some": 1,
+        "many": 1,
+        "dots": 1,
+        "ours": 1,
+        "grpo": 0,
+    }
+
+
 def test_rules_other_than_the_sweeps_are_said(tmp_path):
     folder = write_sweep(tmp_path / "sweep", {("grpo", 0): {}, ("dots", 0): FAST})
     done = compare(folder, "--target", "0.5", "--json")
@@ -262,17 +286,14 @@ def test_an_arm_whose_runs_never_arrive_and_one_without_runs_are_drawn_as_such(t
     assert drawn.count("fill: #ffffff; stroke: #56b4e9") == 1
 
 
-def test_a_pair_may_not_be_called_as_the_figure_of_all(tmp_path):
+@pytest.mark.parametrize("name", ["savings", "savings_by_share"])
+def test_a_pair_may_not_be_called_as_a_figure_of_all(tmp_path, name):
     pytest.importorskip("matplotlib")
-    folder = tmp_path / "sweep"
-    runs = [{"name": arm, "seed": 0, "variants": {"pair": "savings", "arm": arm}} for arm in ("grpo", "dots")]
-    for run in runs:
-        write_run(folder / run["name"])
-    (folder / "sweep.json").write_text(json.dumps({"comparison": RULES.model_dump(), "runs": runs}))
+    folder = write_sweep(tmp_path / "sweep", {("grpo", 0): {}, ("dots", 0): {}}, pairs=(name,))
     done = compare(folder, "--plots", tmp_path / "plots")
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (
         1,
-        "--plots: a pair is called 'savings', as the figure of all; rename the pair",
+        f"--plots: a pair is called {name!r}, as a figure of all; rename the pair",
     )
 
 

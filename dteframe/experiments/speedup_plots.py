@@ -26,6 +26,11 @@ STEPS_OF_A_POINT = 10
 """Steps whose mean is one point of a figure that every step has."""
 SAVINGS = "savings"
 """Name of the figure of all pairs."""
+BY_SHARE = "savings_by_share"
+"""Name of the figure of what is saved over what there is to save, of three pairs or more."""
+MIN_PAIRS_BY_SHARE = 3
+LARGEST_COST = 1.0
+"""Of the figure by share: intervals go beyond it where they must, the axis does not."""
 UNITS_DRAWN = (("seconds", "#56b4e9", 0.12), ("tokens", "#e69f00", -0.12))
 """Whose savings are drawn, in which colour, how far above the arm's row."""
 
@@ -33,7 +38,8 @@ UNITS_DRAWN = (("seconds", "#56b4e9", 0.12), ("tokens", "#e69f00", -0.12))
 def write_plots(curves: Sequence[Curve], comparison: Comparison, folder: Path) -> list[Path]:
     """Write a PNG and an SVG per pair, and one of each of what the arms saved.
 
-    In a pair's figure thin lines are runs, thick ones the mean of an arm's seeds.
+    In a pair's figure thin lines are runs, thick ones the mean of an arm's seeds. With three pairs or more
+    another figure has the time saved over the baseline's share of uninformative groups.
 
     Raises:
         DTEFrameError: matplotlib is not installed, or the folder cannot be written.
@@ -44,13 +50,17 @@ def write_plots(curves: Sequence[Curve], comparison: Comparison, folder: Path) -
             "install it with: pip install 'dteframe[plots]'"
         )
     pairs = sorted({curve.pair for curve in curves})
-    if SAVINGS in pairs:
-        raise DTEFrameError(f"--plots: a pair is called {SAVINGS!r}, as the figure of all; rename the pair")
+    for name in (SAVINGS, BY_SHARE):
+        if name in pairs:
+            raise DTEFrameError(f"--plots: a pair is called {name!r}, as a figure of all; rename the pair")
     written = []
     for pair in pairs:
         figure = _draw_curves([curve for curve in curves if curve.pair == pair], comparison, pair)
         written += _save(figure, folder / (pair or "comparison"))
-    return written + _save(_draw_savings(comparison), folder / SAVINGS)
+    written += _save(_draw_savings(comparison), folder / SAVINGS)
+    if len(comparison.testbeds) >= MIN_PAIRS_BY_SHARE:
+        written += _save(_draw_savings_by_share(comparison), folder / BY_SHARE)
+    return written
 
 
 def _save(figure: Figure, path: Path) -> list[Path]:
@@ -160,6 +170,48 @@ def _draw_savings_of(panel: Axes, arms: Sequence[tuple[str, ArmComparison | None
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(range(len(arms)), [name for name, _ in arms])
     panel.set_ylim(-0.6, len(arms) - 0.4)
+
+
+def _draw_savings_by_share(comparison: Comparison) -> Figure:
+    """Draw the time that arms save, a point per pair, over the share of groups that the baseline wastes."""
+    from matplotlib.figure import Figure
+
+    baseline = comparison.rules.baseline
+    shares = {testbed.pair: 100 * testbed.uninformative for testbed in comparison.testbeds}
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    panel = figure.subplots()
+    for number, name in enumerate(sorted({arm.arm for arm in comparison.arms})):
+        points = sorted((arm for arm in comparison.arms if arm.arm == name), key=lambda one: shares[one.pair])
+        colour = COLOURS[(number + 1) % len(COLOURS)]
+        for place, point in enumerate(points):
+            saving = point.savings["seconds"]
+            low = saving.mean if saving.low is None else saving.low
+            high = saving.mean if saving.high is None else saving.high
+            panel.errorbar(
+                shares[point.pair],
+                100 * saving.mean,
+                yerr=[[100 * (saving.mean - low)], [100 * (high - saving.mean)]],
+                fmt="o",
+                color=colour,
+                markerfacecolor="white" if point.num_censored else colour,
+                elinewidth=0.8,
+                label=None if place else name,
+            )
+    for pair, share in shares.items():
+        panel.annotate(
+            pair,
+            (share, 0.01),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            fontsize="x-small",
+            ha="right",
+        )
+    panel.axhline(0, color="black", linewidth=0.8)
+    panel.set_ylim(bottom=max(-100 * LARGEST_COST, panel.get_ylim()[0]), top=100)
+    panel.set_xlabel(f"% of {baseline}'s groups without a gradient, mean of its steps")
+    panel.set_ylabel(f"% of {baseline}'s time saved; hollow: some runs never arrive")
+    panel.legend(frameon=False)
+    return figure
 
 
 def _draw_success(
