@@ -202,6 +202,12 @@ def test_validate_tells_of_files_that_are_not_here(recipe):
     assert here.stderr == ""
     folder = dteframe_does("validate", recipe, "dataset={type: huggingface, path: ./nowhere}")
     assert folder.stderr.endswith("there is no folder './nowhere' here; a hub id is written owner/name\n")
+    setting = "estimator={type: attention, reference_size: 4, adapter: a.pt}"
+    absent = f"estimator.adapter: a.pt: there is no such file, seen from {Path.cwd()}"
+    adapter = dteframe_does("validate", recipe, setting)
+    assert (adapter.exit_code, adapter.stderr.splitlines()[0]) == (0, f"--set {setting}: {absent}")
+    Path("a.pt").touch()
+    assert "a.pt: there is" not in dteframe_does("validate", recipe, setting).stderr
 
 
 def test_validate_needs_a_recipe():

@@ -5,7 +5,7 @@ The mathematics is in ``attention_math``, the embeddings in ``embeddings``, the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -52,8 +52,9 @@ class AttentionOptions(EstimatorConfig):
     """Where the questions' embeddings come from: ``{type: policy}``, ``{type: sentence, path: ...}`` or
     ``{type: lm, path: ...}``."""
     adapter: str | None = None
-    """File of a trained adapter (safetensors); null is attention on the plain embeddings, centred over the
-    pool and scaled to length 1, without a calibration head."""
+    """File of a trained adapter (safetensors), relative to the folder in which the command runs; null is
+    attention on the plain embeddings, centred over the pool and scaled to length 1, without a calibration
+    head."""
     score_temperature: float | None = Field(default=None, gt=0)
     """Attention scores are divided by it. null is 1 with an adapter, as it was trained; without one it is
     chosen anew at each prediction among 8 values from 0.02 to 10 by the leave-one-out likelihood of the
@@ -65,6 +66,11 @@ class AttentionOptions(EstimatorConfig):
     def example(cls, folder: Path) -> Self:
         """Ask for few references, so that a small pool suffices."""
         return cls(reference_size=4)  # type: ignore[call-arg]  # every plugin's type has a default
+
+    def remarks(self) -> Iterator[tuple[str, str]]:
+        """Say that the adapter's file is not here."""
+        if self.adapter is not None and not Path(self.adapter).expanduser().is_file():
+            yield "adapter", f"{self.adapter}: there is no such file, seen from {Path.cwd()}"
 
     def num_references(self) -> int:
         """Count the reference questions of a plan."""
