@@ -117,6 +117,17 @@ def test_characters_that_the_policy_does_not_know_are_told_of_once_for_all(warni
     ]
 
 
+def test_unknown_characters_of_a_chat_template_are_named(warnings):
+    tokenizer = character_tokenizer(["1+1"], "")
+    tokenizer.chat_template = "{% for message in messages %}<{{ message['content'] }}>{% endfor %}"
+    chat = question("a", prompt=({"role": "user", "content": "1+1"},))
+    _, prompts = encode_prompts(Pool({"a": chat}, {}, {}), tokenizer, 10, warnings.append)
+    assert len(prompts["a"].token_ids) == 5
+    assert warnings == [
+        "1 prompts have characters that the policy's tokenizer does not know, first that of 'a': '<>'"
+    ]
+
+
 def test_an_empty_prompt_is_refused_by_name(warnings):
     pool = pool_of([question("a", prompt="")], warnings)
     with pytest.raises(DataError, match="question 'a': its prompt has no tokens; leave it out of the data"):

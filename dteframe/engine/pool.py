@@ -157,7 +157,11 @@ def _warn_of_unknown_characters(
         return unknown in tokenizer(text, add_special_tokens=False)["input_ids"]
 
     questions = {**pool.train, **pool.evaluation}
-    unread = {name: questions[name].text for name, prompt in prompts.items() if unknown in prompt.token_ids}
+    unread = {
+        name: _prompt_text(questions[name], tokenizer)
+        for name, prompt in prompts.items()
+        if unknown in prompt.token_ids
+    }
     answers = {name: question.answer for name, question in pool.evaluation.items()}
     unwritten = {name: answer for name, answer in answers.items() if not_known(answer)}
     for what, texts in (("prompts", unread), ("held-out answers", unwritten)):
@@ -171,20 +175,24 @@ def _warn_of_unknown_characters(
 
 
 def _tokens(question: Question, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    is_plain = isinstance(question.prompt, str)  # A template writes the special tokens itself.
+    ids = tokenizer(_prompt_text(question, tokenizer), add_special_tokens=is_plain)["input_ids"]
+    if not ids:
+        raise DataError(f"question {question.id!r}: its prompt has no tokens; leave it out of the data")
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _prompt_text(question: Question, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Write what the policy reads: the prompt, or its messages in the tokenizer's template."""
     if isinstance(question.prompt, str):
-        ids = tokenizer(question.prompt)["input_ids"]
-    elif tokenizer.chat_template is None:
+        return question.prompt
+    if tokenizer.chat_template is None:
         raise DataError(
             f"question {question.id!r} is chat messages, and the model's tokenizer has no chat template; "
             "set dataset.chat: false, or take a model with one"
         )
-    else:
-        messages = [dict(message) for message in question.prompt]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise DataError(f"question {question.id!r}: its prompt has no tokens; leave it out of the data")
-    return np.asarray(ids, dtype=np.int64)
+    messages = [dict(message) for message in question.prompt]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def _usable(
