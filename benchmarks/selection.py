@@ -121,7 +121,7 @@ def measure(folder: Path, num_questions: int, adapter_width: int | None, num_pla
         predicted = time.process_time() - since
         for name, selector in selectors.items():
             since = time.process_time()
-            choose(selector, estimate, NUM_CHOSEN, plan + 1, chosen[name], np.random.default_rng(plan))
+            choose(selector, estimate, NUM_CHOSEN, plan + 1, chosen[name], 8, np.random.default_rng(plan))
             select[name].append(time.process_time() - since)
         if bare is None:
             memory = memory_now()  # before the benchmark's own matrix is there

@@ -132,3 +132,16 @@ def test_a_run_tells_once_that_selection_can_hardly_pay_and_shows_its_forecasts(
     )  # the first were not predicted
     lines = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["cost/reference_seconds"] > 0
+
+
+def test_a_run_that_expects_too_little_of_choosing_draws_uniformly_and_says_so(tmp_path):
+    rules = ("selector.least_gain=100", "training.evaluate_every=0", "training.max_steps=4")
+    run_tiny(tmp_path, *rules)
+    plans = [row for row in rows(tmp_path, "metrics") if "estimate/expected_gain" in row]
+    assert len(plans) == 2
+    for row in plans:
+        assert 0.5 < row["estimate/expected_gain"] < 100
+        assert row["estimate/coverage_questions"] == row["estimate/num_selected"] > 0
+    last = rows(tmp_path, "metrics")[-1]
+    assert last["forecast/num_chosen_groups"] == 0
+    assert last["forecast/num_uniform_groups"] > 2 * 8  # besides the references

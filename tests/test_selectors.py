@@ -238,7 +238,7 @@ def test_draws_near_the_target_are_chosen_and_unknown_questions_get_their_chance
 def test_without_rules_the_selector_alone_decides():
     estimate = estimate_of(np.linspace(0, 1, 30))
     alone = targeting().select(estimate, 5, np.random.default_rng(3))
-    choice = choose(targeting(), estimate, 5, 1, Uses(), np.random.default_rng(3))
+    choice = choose(targeting(), estimate, 5, 1, Uses(), 8, np.random.default_rng(3))
     assert choice.question_ids == alone.question_ids
     assert choice.figures == {}
 
@@ -246,15 +246,15 @@ def test_without_rules_the_selector_alone_decides():
 def test_chosen_questions_rest_for_the_cooldown():
     selector = DifficultyTargetSelector(DifficultyTargetConfig(cooldown=2), CONTEXT)
     estimate, uses, rng = estimate_of([0.5, 0.5, 0.1, 0.1, 0.0, 0.0]), Uses(), np.random.default_rng(0)
-    chosen = [set(choose(selector, estimate, 2, step, uses, rng).question_ids) for step in (1, 2, 3)]
+    chosen = [set(choose(selector, estimate, 2, step, uses, 8, rng).question_ids) for step in (1, 2, 3)]
     assert chosen == [{"q00000", "q00001"}, {"q00002", "q00003"}, {"q00000", "q00001"}]
 
 
 def test_questions_are_used_up_and_brought_back_only_where_too_few_are_left():
     selector = DifficultyTargetSelector(DifficultyTargetConfig(max_uses=1, cooldown=2), CONTEXT)
     estimate, uses, rng = estimate_of([0.5, 0.4, 0.1, 0.0]), Uses(), np.random.default_rng(0)
-    assert set(choose(selector, estimate, 2, 1, uses, rng).question_ids) == {"q00000", "q00001"}
-    second = choose(selector, estimate, 3, 2, uses, rng)
+    assert set(choose(selector, estimate, 2, 1, uses, 8, rng).question_ids) == {"q00000", "q00001"}
+    second = choose(selector, estimate, 3, 2, uses, 8, rng)
     assert {"q00002", "q00003"} < set(second.question_ids)
     assert second.figures == {"brought_back_questions": 1.0, "coverage_questions": 0.0}
 
@@ -262,10 +262,50 @@ def test_questions_are_used_up_and_brought_back_only_where_too_few_are_left():
 def test_a_share_of_the_choice_is_uniform_over_the_rest():
     selector = DifficultyTargetSelector(DifficultyTargetConfig(coverage_fraction=0.25), CONTEXT)
     estimate = estimate_of([0.5] * 6 + [0.0] * 94)
-    choice = choose(selector, estimate, 8, 1, Uses(), np.random.default_rng(0))
+    choice = choose(selector, estimate, 8, 1, Uses(), 8, np.random.default_rng(0))
     assert len(set(choice.question_ids)) == 8
     assert choice.figures == {"brought_back_questions": 0.0, "coverage_questions": 2.0}
     assert {f"q0000{index}" for index in range(6)} <= set(choice.question_ids)
+
+
+def test_a_share_of_less_than_a_question_is_drawn_now_and_then():
+    selector = DifficultyTargetSelector(DifficultyTargetConfig(coverage_fraction=0.02), CONTEXT)
+    estimate, rng = estimate_of([0.5] * 20 + [0.0] * 80), np.random.default_rng(0)
+    covered = [len(choose(selector, estimate, 16, 1, Uses(), 8, rng).covered) for _ in range(1000)]
+    assert set(covered) == {0, 1}
+    assert sum(covered) == pytest.approx(0.32 * 1000, rel=0.15)  # three standard errors are 0.14
+
+
+def choice_with_least_gain(rates, evidence, seed=0):
+    """Choose 4 questions, if at least 1.25 times as many informative groups are expected of them."""
+    names = tuple(f"q{index:05d}" for index in range(len(rates)))
+    estimate = SuccessEstimate(names, np.asarray(rates, float), np.full(len(rates), float(evidence)))
+    selector = DifficultyTargetSelector(DifficultyTargetConfig(least_gain=1.25), CONTEXT)
+    return choose(selector, estimate, 4, 1, Uses(), 8, np.random.default_rng(seed))
+
+
+def test_where_little_is_expected_of_a_choice_all_questions_are_drawn_uniformly():
+    few_hopeless = [0.5] * 90 + [0.0] * 10
+    choice = choice_with_least_gain(few_hopeless, 1e6)
+    assert choice.expected_gain == pytest.approx(100 / 90, rel=1e-3)
+    assert choice.covered == frozenset(choice.question_ids)
+    assert choice.figures == {"brought_back_questions": 0.0, "coverage_questions": 4.0}
+    choices = [choice_with_least_gain(few_hopeless, 1e6, seed) for seed in range(50)]
+    drawn = {name for choice in choices for name in choice.question_ids}
+    assert len(drawn) > 80 and max(drawn) > "q00090"  # the hopeless ones are among them
+
+
+def test_where_much_is_expected_the_selector_chooses():
+    choice = choice_with_least_gain([0.5] * 20 + [0.0] * 80, 1e6)
+    assert choice.expected_gain == pytest.approx(5.0, rel=1e-3)
+    assert choice.covered == frozenset()
+    assert max(choice.question_ids) < "q00020"
+
+
+def test_an_estimate_without_evidence_expects_nothing_of_a_choice():
+    choice = choice_with_least_gain([0.5] * 20 + [0.0] * 80, 0)
+    assert choice.expected_gain == pytest.approx(1.0)
+    assert len(choice.covered) == 4
 
 
 def test_uses_come_back_from_a_checkpoint():

@@ -343,6 +343,20 @@ def test_below_a_row_stands_what_was_turned_away_and_how_replayed_tokens_do(cont
     )
 
 
+def test_below_a_row_stands_what_was_expected_of_a_choice(context, capsys):
+    plain = step_report(1)
+    figures = {"coverage_questions": 8.0, "expected_gain": 1.043}
+    stages = [
+        replace(stage, figures=figures) if isinstance(stage, EstimateReport) else stage
+        for stage in plain.stages
+    ]
+    hooks = hooks_of(Console(ConsoleConfig(), context))
+    hooks.dteframe_step_finished(report=replace(plain, stages=tuple(stages)))
+    assert lines_of(capsys)[-1] == (
+        "          plan: expected gain of choosing 1.04, 8 questions drawn uniformly"
+    )
+
+
 def test_the_summary_says_what_the_run_came_to(context, tmp_path, capsys):
     hooks_of(Console(ConsoleConfig(), context)).dteframe_run_finished(summary=summary(tmp_path))
     assert lines_of(capsys) == [

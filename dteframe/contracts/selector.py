@@ -23,7 +23,12 @@ class SelectorConfig(PluginConfig):
     those that have rested longest are brought back, and counted."""
     coverage_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of a choice that is drawn uniformly, whatever the estimate says: so that an estimator that learns
-    from training groups sees more than what it expected."""
+    from training groups sees more than what it expected. What is left of a question after a whole number of
+    them is one more by chance."""
+    least_gain: float = Field(default=1.0, ge=1)
+    """Choose only where the estimate expects at least this many times as many informative groups of the
+    choice as of a uniform one; else draw all questions uniformly. 1 is off; below 1.25 selection hardly pays.
+    For selectors that read the estimate."""
 
     def questions_per_group(self) -> float:
         """Say how many questions to ask at first for each group that a step wants; at least 1."""

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from dteframe.beta_binomial import mixed_probability, parameters
 from dteframe.contracts import Selector, SelectorConfig
 from dteframe.engine import calls
 from dteframe.records import State, SuccessEstimate
+
+MIN_CHANCE = 1e-12
+"""Mean chances of an informative group below it are taken for it: something to divide by."""
 
 
 @dataclass(slots=True)
@@ -50,20 +54,25 @@ class Choice:
     """How the rules had their say; empty where there are none."""
     covered: frozenset[str]
     """Those of the questions that were drawn uniformly."""
+    expected_gain: float | None = None
+    """How many times as many informative groups the estimate expected of the selector's choice as of a
+    uniform one; None where no rule asks."""
 
 
-def choose(
+def choose(  # noqa: PLR0913  # all that a choice depends on
     selector: Selector,
     estimate: SuccessEstimate,
     count: int,
     step: int,
     uses: Uses,
+    num_generations: int,
     rng: np.random.Generator,
 ) -> Choice:
     """Have the selector choose among the questions that may be asked now, and note what is chosen.
 
     Questions that rest or are used up are left out, unless too few others are left: then those that have
-    rested longest are brought back, used-up ones last. A share is drawn uniformly whatever the estimate says.
+    rested longest are brought back, used-up ones last. A share is drawn uniformly whatever the estimate says,
+    and everything where it expects too little of the choice.
     """
     config = selector.config
     if not _has_rules(config):
@@ -77,20 +86,48 @@ def choose(
     order = sorted(waiting, key=lambda name: (_is_used_up(name, config, uses), uses.last_step[name]))
     brought_back = frozenset(order[: max(missing, 0)])
     free = estimate.without(frozenset(waiting) - brought_back)
-    num_coverage = min(round(config.coverage_fraction * count), len(free.question_ids))
-    places = rng.choice(len(free.question_ids), num_coverage, replace=False)
-    covered = tuple(free.question_ids[place] for place in places)
-    chosen = calls.select(selector, free.without(frozenset(covered)), count - num_coverage, rng)
+    covered = _drawn(free, min(_by_chance(config.coverage_fraction * count, rng), count), rng)
+    num_chosen = count - len(covered)
+    others = free.without(frozenset(covered))
+    chosen = calls.select(selector, others, num_chosen, rng) if num_chosen else ()
+    gain = expected_gain(free, chosen, num_generations) if config.least_gain > 1 else None
+    if gain is not None and gain < config.least_gain:
+        chosen, covered = (), _drawn(free, count, rng)
     mixed = [*chosen, *covered]
     mixed = [mixed[place] for place in rng.permutation(len(mixed))]
     uses.note(mixed, step)
     num_back = len(brought_back.intersection(mixed))
-    figures = {"brought_back_questions": float(num_back), "coverage_questions": float(num_coverage)}
-    return Choice(tuple(mixed), figures, frozenset(covered))
+    figures = {"brought_back_questions": float(num_back), "coverage_questions": float(len(covered))}
+    return Choice(tuple(mixed), figures, frozenset(covered), gain)
+
+
+def expected_gain(estimate: SuccessEstimate, chosen: Sequence[str], num_generations: int) -> float | None:
+    """Say how many times as many informative groups are expected of ``chosen`` as of uniform questions.
+
+    The chance of an informative group is the mean over the estimate's Beta distribution, so that an estimate
+    without evidence expects 1. None where nothing is chosen.
+    """
+    if not chosen:
+        return None
+    estimate = estimate.in_order()
+    chances = mixed_probability(*parameters(estimate.mean, estimate.evidence), num_generations)
+    return float(chances[estimate.places(chosen)].mean() / max(chances.mean(), MIN_CHANCE))
+
+
+def _drawn(estimate: SuccessEstimate, count: int, rng: np.random.Generator) -> tuple[str, ...]:
+    places = rng.choice(len(estimate.question_ids), min(count, len(estimate.question_ids)), replace=False)
+    return tuple(estimate.question_ids[place] for place in places)
+
+
+def _by_chance(share: float, rng: np.random.Generator) -> int:
+    """Round up or down so that the mean is ``share``: a small choice gets its part too, now and then."""
+    whole = int(share)
+    return whole + int(share > whole and rng.random() < share - whole)
 
 
 def _has_rules(config: SelectorConfig) -> bool:
-    return config.cooldown > 0 or config.max_uses is not None or config.coverage_fraction > 0
+    is_limited = config.cooldown > 0 or config.max_uses is not None
+    return is_limited or config.coverage_fraction > 0 or config.least_gain > 1
 
 
 def _is_waiting(name: str, config: SelectorConfig, uses: Uses, step: int) -> bool:

@@ -106,8 +106,12 @@ def make_plan(
         first, later = arithmetic.num_asked(num_fresh - len(reused)), arithmetic.num_asked(num_fresh)
         count = first + later * (arithmetic.selection_interval - 1)
         uses.note([group.question_id for group in reused], step)
-        choice = choose(parts.selector, candidates, count, step, uses, setup.streams(step, "select"))
-    chosen, estimate = choice.question_ids, replace(estimate, figures={**estimate.figures, **choice.figures})
+        rng = setup.streams(step, "select")
+        choice = choose(parts.selector, candidates, count, step, uses, arithmetic.num_generations, rng)
+    of_choice = dict(choice.figures)
+    if choice.expected_gain is not None:
+        of_choice["expected_gain"] = choice.expected_gain
+    chosen, estimate = choice.question_ids, replace(estimate, figures={**estimate.figures, **of_choice})
     interval = arithmetic.selection_interval
     plan = Plan(list(chosen), interval, num_replayed, estimate, reused, surplus, choice.covered)
     estimate_of_chosen = estimate.restricted(chosen)

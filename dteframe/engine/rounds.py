@@ -37,7 +37,8 @@ class Spare:
             free = self.estimate.without(frozenset(self.taken))
             count = min(count, len(free.question_ids))
             rng = setup.streams(step, stage)
-            choice = choose(setup.parts.selector, free, count, step, self.uses, rng)
+            num_generations = setup.arithmetic.num_generations
+            choice = choose(setup.parts.selector, free, count, step, self.uses, num_generations, rng)
         self.taken.update(choice.question_ids)
         self.covered.update(choice.covered)
         self.figures.update(choice.figures)

@@ -111,7 +111,7 @@ def replay(
         candidates = estimate.without(frozenset(ids[place] for place in np.flatnonzero(~is_left)))
         with choosing:
             count = min(num_wanted - num_reused, limit)
-            choice = choose(selector, candidates, count, version, uses, rng)
+            choice = choose(selector, candidates, count, version, uses, arithmetic.num_generations, rng)
         chosen = [places[name] for name in choice.question_ids]
         if chosen:
             with predicting:

@@ -106,6 +106,12 @@ def _selection(sections: Sections) -> Iterator[Contradiction]:
             f"{sections.selector.type!r} chooses by estimated success rates, but estimator.type is "
             f"{sections.estimator.type!r}, which gives none; choose an estimator, or selector.type uniform",
         )
+    if sections.selector and not sections.needs_estimate and sections.selector.least_gain > 1:
+        yield (
+            ("selector", "least_gain"),
+            f"{sections.selector.least_gain:g} asks what the estimate expects of a choice, but "
+            f"{sections.selector.type!r} ignores the estimate; leave the key out",
+        )
 
 
 def _lists(sections: Sections) -> Iterator[Contradiction]:

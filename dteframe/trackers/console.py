@@ -165,7 +165,7 @@ class Console(Tracker):
             left,
         )
         self._say(_cells(values))
-        if more := _review_and_replay(row):
+        if more := _choice_review_and_replay(row):
             self._say(f"{'':>{WIDTHS[0]}} {more}", style="dim")
 
     def _left(self, report: StepReport) -> str:
@@ -184,9 +184,13 @@ class Console(Tracker):
         self._last_line = time.monotonic()
 
 
-def _review_and_replay(row: Mapping[str, MetricValue]) -> str:
-    """Word what the selector turned away, and how the replayed tokens do; nothing where neither was."""
+def _choice_review_and_replay(row: Mapping[str, MetricValue]) -> str:
+    """Word what a choice promised, what the selector turned away, how replayed tokens do; or nothing."""
     parts = []
+    if "estimate/expected_gain" in row:
+        gain = _number(row["estimate/expected_gain"], ".2f")
+        num_uniform = _number(row["estimate/coverage_questions"], ".0f")
+        parts.append(f"plan: expected gain of choosing {gain}, {num_uniform} questions drawn uniformly")
     if row.get("review/num_asked"):
         counts = [f"{row[f'review/num_{kind}']} {kind}" for kind in _KINDS_OF_GROUPS]
         parts.append(f"review in {row['review/num_rounds']} rounds: {', '.join(counts)}")
