@@ -36,6 +36,12 @@ class Saving:
     """Of the 95 % interval; None with a single seed."""
     high: float | None
 
+    def percent_around_mean(self) -> tuple[list[float], list[float]]:
+        """Give how far the interval reaches below and above the mean, in percent, as error bars want it."""
+        low = self.mean if self.low is None else self.low
+        high = self.mean if self.high is None else self.high
+        return [100 * (self.mean - low)], [100 * (high - self.mean)]
+
 
 @dataclass(frozen=True, slots=True)
 class ArmComparison:

@@ -156,12 +156,10 @@ def _draw_savings_of(panel: Axes, arms: Sequence[tuple[str, ArmComparison | None
             continue
         for unit, colour, y_offset in UNITS_DRAWN:
             saving = arm.savings[unit]
-            low = saving.mean if saving.low is None else saving.low
-            high = saving.mean if saving.high is None else saving.high
             panel.errorbar(
                 100 * saving.mean,
                 row + y_offset,
-                xerr=[[100 * (saving.mean - low)], [100 * (high - saving.mean)]],
+                xerr=saving.percent_around_mean(),
                 fmt="o",
                 markersize=4,
                 color=colour,
@@ -185,12 +183,10 @@ def _draw_savings_by_share(comparison: Comparison) -> Figure:
         colour = COLOURS[(number + 1) % len(COLOURS)]
         for place, point in enumerate(points):
             saving = point.savings["seconds"]
-            low = saving.mean if saving.low is None else saving.low
-            high = saving.mean if saving.high is None else saving.high
             panel.errorbar(
                 shares[point.pair],
                 100 * saving.mean,
-                yerr=[[100 * (saving.mean - low)], [100 * (high - saving.mean)]],
+                yerr=saving.percent_around_mean(),
                 fmt="o",
                 color=colour,
                 markerfacecolor="white" if point.num_censored else colour,
