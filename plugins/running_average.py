@@ -6,7 +6,15 @@ from typing import Any, Literal, final
 import numpy as np
 from pydantic import Field
 
-from dteframe import Estimator, EstimatorConfig, Observation, Question, SuccessEstimate, TextEncoder, hookimpl
+from dteframe import (
+    Estimator,
+    EstimatorConfig,
+    Observation,
+    PolicyEncoder,
+    Question,
+    SuccessEstimate,
+    hookimpl,
+)
 
 
 class RunningAverageConfig(EstimatorConfig):
@@ -27,7 +35,7 @@ class RunningAverage(Estimator):
 
     config: RunningAverageConfig
 
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """Begin with no rollouts of any question."""
         self._row = {question.id: row for row, question in enumerate(questions)}
         self._successes = np.zeros(len(questions))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from dteframe import Context, DataError
+from dteframe.engine.encode import encode_with
 from dteframe.estimators.embedding_models import check_sentence_model, find_model_folder
 from dteframe.estimators.embedding_options import (
     EmbeddingsConfig,
@@ -98,6 +100,32 @@ def test_an_earlier_layers_embedding_is_the_mean_of_what_that_layer_gives(contex
             ).hidden_states
             np.testing.assert_allclose(row, states[1][0].mean(0), atol=1e-6)
     assert embedder.id != embedder_of(LanguageModelEmbeddings(path=str(model_folder)), no_policy, context).id
+
+
+@pytest.mark.parametrize("max_length", [512, 3])
+def test_the_state_of_a_suffixs_last_token_stands_beside_the_mean(context, model_folder, max_length):
+    policy = tiny_policy(hidden_size=8, architecture="llama")
+    config = LanguageModelEmbeddings(path=str(model_folder), layer=1, suffix=" = ", max_length=max_length)
+    embedder = embedder_of(config, no_policy, context)
+    found = embed(TEXTS, embedder, context)
+    suffix = policy.tokenizer(" = ")["input_ids"]
+    assert len(suffix) > 1
+    with torch.no_grad():
+        for text, row in zip(TEXTS, found, strict=True):
+            ids = policy.tokenizer(text)["input_ids"][:max_length] + suffix
+            states = policy.module(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            mean = states[1][0, : -len(suffix)].mean(0)
+            np.testing.assert_allclose(row, np.concatenate([mean, states[1][0, -1]]), atol=1e-6)
+    assert embedder.id != embedder_of(config.model_copy(update={"suffix": None}), no_policy, context).id
+
+
+def test_a_suffix_that_leaves_no_room_for_texts_is_refused(context, model_folder):
+    config = LanguageModelEmbeddings(path=str(model_folder), suffix="1" * 5000)
+    with pytest.raises(DataError) as caught:
+        embed(TEXTS, embedder_of(config, no_policy, context), context)
+    assert str(caught.value) == (
+        f"{model_folder}: embeddings.suffix has 5000 tokens, which leaves no room for texts; shorten it"
+    )
 
 
 def test_a_layer_that_the_model_lacks_is_refused(context, model_folder):
@@ -213,6 +241,32 @@ def test_the_policys_embeddings_are_never_cached(context):
     found = embed(["a"], embedder_of(config, lambda texts: np.zeros((len(texts), 2)), context), context)
     assert found.tolist() == [[0.0, 0.0]]
     assert [path for path in context.cache_folder.rglob("*") if path.is_file()] == []
+
+
+def test_the_policy_and_the_same_model_in_a_folder_embed_alike(context, model_folder):
+    policy = tiny_policy(hidden_size=8, architecture="llama")
+    encode = partial(encode_with, policy, context.progress)
+    for options in ({}, {"suffix": " = "}, {"layer": 1}, {"layer": 1, "suffix": " = "}):
+        by_policy = embedder_of(PolicyEmbeddings(**options), encode, context)
+        by_folder = embedder_of(LanguageModelEmbeddings(path=str(model_folder), **options), encode, context)
+        expected = embed(TEXTS, by_folder, context)
+        np.testing.assert_allclose(embed(TEXTS, by_policy, context), expected, atol=1e-6)
+
+
+def test_what_is_taken_of_the_policy_has_names_of_its_own(context):
+    options = ({}, {"layer": 1}, {"suffix": "?"}, {"layer": 1, "suffix": "?"})
+    names = [embedder_of(PolicyEmbeddings(**some), no_policy, context).id for some in options]
+    assert names == ["policy", "policy:layer=1", "policy:suffix=?", "policy:layer=1:suffix=?"]
+
+
+def test_a_layer_that_the_policy_lacks_or_calls_its_last_is_refused(context):
+    encode = partial(encode_with, tiny_policy(hidden_size=8, architecture="llama"), context.progress)
+    with pytest.raises(ValueError) as caught:
+        embed(TEXTS, embedder_of(PolicyEmbeddings(layer=2), encode, context), context)
+    assert str(caught.value) == (
+        "encode_with_policy: layer is 2, the policy has 2 layers; lower estimator.embeddings.layer, or leave "
+        "it out for the last"
+    )
 
 
 def test_a_damaged_cache_file_is_named(context):

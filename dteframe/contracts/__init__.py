@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from dteframe.contracts.component import Component, Context, PluginConfig
 from dteframe.contracts.dataset import Dataset, DatasetConfig
-from dteframe.contracts.estimator import Estimator, EstimatorConfig, TextEncoder
+from dteframe.contracts.estimator import Estimator, EstimatorConfig, PolicyEncoder
 from dteframe.contracts.model import LoraOptions, Model, ModelConfig, Policy
 from dteframe.contracts.objective import LossInputs, LossOutputs, Objective, ObjectiveConfig
 from dteframe.contracts.replay import Replay, ReplayConfig
@@ -49,7 +49,7 @@ __all__ = [
     "RolloutConfig",
     "Selector",
     "SelectorConfig",
-    "TextEncoder",
+    "PolicyEncoder",
     "Tracker",
     "TrackerConfig",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar, TypeAlias
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +12,20 @@ from jaxtyping import Float
 from dteframe.contracts.component import Component, PluginConfig
 from dteframe.records import Observation, Question, SuccessEstimate
 
-TextEncoder: TypeAlias = "Callable[[Sequence[str]], Float[np.ndarray, 'texts width']]"
+
+class PolicyEncoder(Protocol):
+    """Embeds texts with the policy."""
+
+    def __call__(
+        self, texts: Sequence[str], *, layer: int | None = None, suffix: str | None = None
+    ) -> Float[np.ndarray, "texts width"]:
+        """Average the policy's hidden states over each text's tokens, in float32.
+
+        Args:
+            texts: what is embedded.
+            layer: number of layers that a text passes through; None is all, and the last normalisation.
+            suffix: words behind each text; the state of their last token then stands beside the mean.
+        """
 
 
 class EstimatorConfig(PluginConfig):
@@ -32,12 +45,12 @@ class Estimator(Component):
     """False for an estimator that knows nothing, so that selectors which need an estimate can be refused."""
 
     @abstractmethod
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """See the pool before the first plan.
 
         Args:
             questions: all training questions; ids are distinct.
-            encode_with_policy: mean of the policy's last hidden states over a text, as it is before training.
+            encode_with_policy: embeds texts with the policy as it is before training; works during this call.
         """
 
     def references(self, rng: np.random.Generator) -> Sequence[str]:

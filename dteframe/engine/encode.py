@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from dteframe.pooling import pool
+
 if TYPE_CHECKING:
     from dteframe.contracts import Policy
 
@@ -16,12 +18,17 @@ TOKENS_PER_BATCH = 8192
 
 
 def encode_with(
-    policy: Policy, texts: Sequence[str], progress: Callable[[str, int, int], None]
+    policy: Policy,
+    progress: Callable[[str, int, int], None],
+    texts: Sequence[str],
+    *,
+    layer: int | None = None,
+    suffix: str | None = None,
 ) -> Float[np.ndarray, "texts width"]:
-    """Average the policy's last hidden states over each text's tokens, in float32.
+    """Embed texts as ``PolicyEncoder`` says.
 
     Raises:
-        ValueError: the policy is sharded, and this process alone cannot run it.
+        ValueError: the policy is sharded, and this process alone cannot run it, or it has fewer layers.
     """
     import torch
     from torch.distributed.tensor import DTensor
@@ -31,8 +38,16 @@ def encode_with(
             "encode_with_policy: the policy is spread over the processes by now and cannot embed in one of "
             "them; embed in start()"
         )
-    encoded = policy.tokenizer(list(texts))["input_ids"] if texts else []
-    means = np.zeros((len(texts), policy.module.config.hidden_size), np.float32)
+    num_layers = policy.module.config.num_hidden_layers
+    if layer is not None and layer >= num_layers:
+        raise ValueError(
+            f"encode_with_policy: layer is {layer}, the policy has {num_layers} layers; lower "
+            "estimator.embeddings.layer, or leave it out for the last"
+        )
+    behind = policy.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+    encoded = [row + behind for row in policy.tokenizer(list(texts))["input_ids"]] if texts else []
+    width = policy.module.config.hidden_size
+    embeddings = np.zeros((len(texts), 2 * width if behind else width), np.float32)
     num_done = 0
     policy.module.eval()  # type: ignore[no-untyped-call]  # transformers wraps it untyped
     with torch.no_grad():
@@ -41,13 +56,12 @@ def encode_with(
             some = {"input_ids": [encoded[position] for position in positions]}
             batch = policy.tokenizer.pad(some, return_tensors="pt", padding_side="right")
             inputs = {name: batch[name].to(policy.device) for name in ("input_ids", "attention_mask")}
-            states = policy.module(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
-            mask = inputs["attention_mask"].unsqueeze(-1)
-            mean = (states.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
-            means[positions] = mean.cpu().numpy()
+            given = policy.module(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
+            states = given[-1 if layer is None else layer]
+            embeddings[positions] = pool(states, inputs["attention_mask"], len(behind)).cpu().numpy()
             num_done += len(positions)
             progress("embedding questions with the policy", num_done, len(texts))
-    return means
+    return embeddings
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pluggy
@@ -73,9 +74,7 @@ def set_up(
     _refuse_small_pool(recipe, pool)
     embedding = memory_for("embed", "the questions", context.device, SMALLER_MODEL)
     with meter.stage("embed"), embedding, calls.running(parts.estimator):
-        parts.estimator.start(
-            tuple(pool.train.values()), lambda texts: encode_with(policy, texts, context.progress)
-        )
+        parts.estimator.start(tuple(pool.train.values()), partial(encode_with, policy, context.progress))
     with calls.running(parts.selector):
         parts.selector.start(recipe.arithmetic())
     with meter.stage("load"):

@@ -12,9 +12,9 @@ from dteframe import (
     Component,
     Estimator,
     Observation,
+    PolicyEncoder,
     Question,
     SuccessEstimate,
-    TextEncoder,
     hookimpl,
 )
 from dteframe.estimators.attention_prediction import AttentionOptions, AttentionPredictor
@@ -63,7 +63,7 @@ class AttentionEstimator(Estimator):
 
     config: AttentionConfig
 
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """Embed the pool, and pass it through the adapters once: both stay as they are in the whole run."""
         self._predictor = AttentionPredictor(self.config, questions, encode_with_policy, self.context)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from pydantic import Field
 
-from dteframe import Context, EstimatorConfig, Observation, Question, TextEncoder
+from dteframe import Context, EstimatorConfig, Observation, PolicyEncoder, Question
 from dteframe.estimators import attention_math
 from dteframe.estimators.adapter import Adapter, load_adapter
 from dteframe.estimators.easiness import Prior
@@ -100,7 +100,7 @@ class AttentionPredictor:
         self,
         options: AttentionOptions,
         questions: Sequence[Question],
-        encode_with_policy: TextEncoder,
+        encode_with_policy: PolicyEncoder,
         context: Context,
     ) -> None:
         """Embed the pool, and pass it through the query adapter once: both stay so in the whole run."""

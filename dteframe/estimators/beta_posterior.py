@@ -14,9 +14,9 @@ from dteframe import (
     Estimator,
     EstimatorConfig,
     Observation,
+    PolicyEncoder,
     Question,
     SuccessEstimate,
-    TextEncoder,
     hookimpl,
 )
 from dteframe.estimators.observed import PoolIndex
@@ -53,7 +53,7 @@ class BetaPosteriorEstimator(Estimator):
         super().__init__(config, context)
         self._prior = np.array([config.prior_successes, config.prior_failures])
 
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """Give every question the prior."""
         self._index = PoolIndex(questions, "beta_posterior")
         self._counts = np.repeat(self._prior[:, None], len(questions), axis=1)

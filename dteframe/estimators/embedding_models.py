@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
-from dteframe import Context, DataError, TextEncoder
+from dteframe import Context, DataError
 from dteframe.estimators.embedding_options import LanguageModelEmbeddings, SentenceEmbeddings
 from dteframe.estimators.text_length import readable_length, warn_of_long_texts
+from dteframe.pooling import pool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TextEncoder: TypeAlias = "Callable[[Sequence[str]], Float[np.ndarray, 'texts width']]"
 
 
 def find_model_folder(path: str, revision: str | None = None) -> Path:
@@ -128,7 +131,8 @@ def load_encoder(
     """Load a model on ``context.device`` and give the function that embeds texts with it.
 
     Raises:
-        DataError: transformers cannot load the folder, or its tokenizer has no token to pad with.
+        DataError: transformers cannot load the folder, its tokenizer has no token to pad with, or the suffix
+            leaves no room for texts.
         ValueError: a text has no tokens.
     """
     import torch
@@ -152,7 +156,14 @@ def load_encoder(
     if isinstance(config, LanguageModelEmbeddings) and config.layer is not None:
         keep_layers(module, config.layer, folder)
     module = module.eval().to(context.device)
-    limit = readable_length(module, tokenizer, config.max_length)
+    asked = config.suffix if isinstance(config, LanguageModelEmbeddings) else None
+    suffix = tokenizer(asked, add_special_tokens=False)["input_ids"] if asked else []
+    limit = readable_length(module, tokenizer, config.max_length + len(suffix)) - len(suffix)
+    if limit < 1:
+        raise DataError(
+            f"{folder}: embeddings.suffix has {len(suffix)} tokens, which leaves no room for texts; shorten "
+            "it"
+        )
     lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
     if 0 in lengths:
         text = texts[lengths.index(0)]
@@ -160,16 +171,15 @@ def load_encoder(
     warn_of_long_texts(lengths, limit, folder, context)
 
     def encode(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
-        inputs = tokenizer(
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        ).to(context.device)
+        rows = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+        inputs = tokenizer.pad({"input_ids": [row + suffix for row in rows]}, return_tensors="pt")
+        inputs = inputs.to(context.device)
         with torch.inference_mode():
-            states = module(**inputs).last_hidden_state.float()
-            is_text = inputs["attention_mask"].unsqueeze(-1)
-            means = (states * is_text).sum(1) / is_text.sum(1).clamp(min=1)
+            states = module(**inputs).last_hidden_state
+            pooled = pool(states, inputs["attention_mask"], len(suffix))
             if config.type == "sentence":
-                means = torch.nn.functional.normalize(means, dim=1)
-        return np.asarray(means.cpu().numpy())
+                pooled = torch.nn.functional.normalize(pooled, dim=1)
+        return np.asarray(pooled.cpu().numpy())
 
     return encode
 

@@ -9,10 +9,22 @@ from pydantic import BaseModel, Field
 from dteframe import PluginConfig
 
 
-class PolicyEmbeddings(BaseModel):
-    """Mean of the policy's own last hidden states, as it is before training."""
+class HiddenStates(BaseModel):
+    """What is taken of a language model's hidden states."""
 
     model_config = PluginConfig.model_config
+
+    layer: int | None = Field(default=None, ge=1)
+    """Number of layers that the text passes through; null is all of them, and the last normalisation. About
+    two thirds told more of difficulty than all (docs/estimators.md)."""
+    suffix: str | None = Field(default=None, min_length=1)
+    """Words behind each text, which a length limit neither counts nor cuts. The state of their last token
+    stands beside the mean over the text's tokens; null is that mean alone. Asking there how hard the question
+    is told a little more of its difficulty (docs/estimators.md)."""
+
+
+class PolicyEmbeddings(HiddenStates):
+    """The policy's own hidden states, as it is before training."""
 
     type: Literal["policy"] = "policy"
 
@@ -41,16 +53,14 @@ class SentenceEmbeddings(FolderEmbeddings):
     type: Literal["sentence"] = "sentence"
 
 
-class LanguageModelEmbeddings(FolderEmbeddings):
-    """Any language model: masked mean of the last hidden state, or of an earlier layer's.
+class LanguageModelEmbeddings(HiddenStates, FolderEmbeddings):
+    """Hidden states of any language model.
 
-    Source: DOTS, arXiv:2506.05316, App. C.1, with Qwen2.5-Math-1.5B-Instruct. Earlier layers are ours.
+    Source: DOTS, arXiv:2506.05316, App. C.1, with the mean of Qwen2.5-Math-1.5B-Instruct's last ones. Earlier
+        layers are ours; what is behind a text, after arXiv:2307.16645, is ours too.
     """
 
     type: Literal["lm"] = "lm"
-    layer: int | None = Field(default=None, ge=1)
-    """Number of layers that the text passes through; null is all of them, and the last normalisation. About
-    two thirds told more of difficulty than all (docs/estimators.md), and cost less."""
 
 
 class NgramEmbeddings(BaseModel):

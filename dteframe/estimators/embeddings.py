@@ -14,14 +14,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from dteframe import Context, DataError, TextEncoder
+from dteframe import Context, DataError, PolicyEncoder
 from dteframe.estimators.embedding_models import (
+    TextEncoder,
     check_sentence_model,
     find_model_folder,
     hash_model,
@@ -46,8 +48,8 @@ class Embedder:
     """Something that embeds texts, loaded only when it has to."""
 
     id: str
-    """Equal ids give equal embeddings: the type and the hash of everything that they depend on; or
-    ``policy``."""
+    """Equal ids give equal embeddings: the type and the hash of everything that they depend on; of the policy
+    what is taken of it."""
     load: Callable[[Sequence[str]], TextEncoder]
     """Loads it; is given all texts that will be embedded, to warn once of those that are too long."""
     batch_size: int | None
@@ -58,14 +60,16 @@ class Embedder:
     """Those that stand side by side; then there is nothing to load."""
 
 
-def embedder_of(config: EmbeddingsConfig, encode_with_policy: TextEncoder, context: Context) -> Embedder:
+def embedder_of(config: EmbeddingsConfig, encode_with_policy: PolicyEncoder, context: Context) -> Embedder:
     """Find the embedder that a recipe asks for; reads a model's files to name them, but does not load it.
 
     Raises:
         DataError: the folder, package or hub model cannot be found, or is not a model that this can read.
     """
     if isinstance(config, PolicyEmbeddings):
-        return Embedder("policy", lambda _: encode_with_policy, None, is_cached=False)
+        options = config.model_dump(exclude={"type"}, exclude_none=True)
+        name = ":".join(["policy", *(f"{option}={value}" for option, value in options.items())])
+        return Embedder(name, lambda _: partial(encode_with_policy, **options), None, is_cached=False)
     if isinstance(config, NgramEmbeddings):
         return Embedder(
             f"ngrams:{config.width}",

@@ -15,9 +15,9 @@ from dteframe import (
     Context,
     Estimator,
     Observation,
+    PolicyEncoder,
     Question,
     SuccessEstimate,
-    TextEncoder,
     hookimpl,
 )
 from dteframe.beta_binomial import log_likelihood, parameters
@@ -90,7 +90,7 @@ class HistoryAndAttentionEstimator(Estimator):
         away = np.abs(np.indices(self._scores.shape) - np.reshape(first, (2, 1, 1))).sum(axis=0)
         self._doubts = NATS_PER_PLACE * away
 
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """Embed the pool once."""
         self._predictor = AttentionPredictor(self.config, questions, encode_with_policy, self.context)
         self._record = AgedRecord(len(questions), [drifting(value) for value in self._persistences])

@@ -12,9 +12,9 @@ from dteframe import (
     Estimator,
     EstimatorConfig,
     Observation,
+    PolicyEncoder,
     Question,
     SuccessEstimate,
-    TextEncoder,
     hookimpl,
 )
 
@@ -32,7 +32,7 @@ class NoneEstimator(Estimator):
     config: NoneConfig
     estimates: ClassVar[bool] = False
 
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """Remember which questions there are."""
         self._ids = tuple(question.id for question in questions)
         self._known = frozenset(self._ids)

@@ -15,9 +15,9 @@ from dteframe import (
     Estimator,
     EstimatorConfig,
     Observation,
+    PolicyEncoder,
     Question,
     SuccessEstimate,
-    TextEncoder,
     hookimpl,
 )
 from dteframe.estimators import attention_math
@@ -72,7 +72,7 @@ class PolicyProbeEstimator(Estimator):
 
     config: PolicyProbeConfig
 
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """Embed the pool once."""
         self._index = PoolIndex(questions, "policy_probe")
         embedder = embedder_of(self.config.embeddings, encode_with_policy, self.context)

@@ -15,9 +15,9 @@ from dteframe import (
     Estimator,
     EstimatorConfig,
     Observation,
+    PolicyEncoder,
     Question,
     SuccessEstimate,
-    TextEncoder,
     hookimpl,
 )
 from dteframe.estimators.observed import PoolIndex
@@ -62,7 +62,7 @@ class RecordedEstimator(Estimator):
 
     config: RecordedConfig
 
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """Look the rates up.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -144,7 +145,7 @@ def forecasts_of(
     found = {"constant": np.full(len(policy.judged), solved.sum() / tried.sum())}
     for name, (estimator, is_scaled) in contenders.items():
         values = scaled if is_scaled else raw
-        estimator.start(questions, lambda texts, values=values: values[[int(text) for text in texts]])  # type: ignore[misc]  # a default binds the loop's value
+        estimator.start(questions, partial(_rows_of, values))
         estimator.observe(observation)
         estimate = estimator.predict(0)
         found[name] = estimate.mean[judged]
@@ -155,3 +156,11 @@ def forecasts_of(
         name: Forecasts(rounds, policy.judged, found[name], certain, successes, trials, is_seen)
         for name in CONTENDERS
     }
+
+
+def _rows_of(
+    matrix: Float[np.ndarray, "questions width"], texts: Sequence[str], **options: object
+) -> Float[np.ndarray, "texts width"]:
+    """Give the rows whose numbers the texts are."""
+    rows: Float[np.ndarray, "texts width"] = matrix[[int(text) for text in texts]]
+    return rows

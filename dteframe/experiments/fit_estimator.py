@@ -274,5 +274,5 @@ def _all(scores: Scores | None) -> Scores:
     return scores
 
 
-def _no_policy(texts: Sequence[str]) -> Any:
+def _no_policy(texts: Sequence[str], **options: object) -> Any:
     raise AssertionError("embeddings of the policy are refused before")

@@ -173,7 +173,7 @@ def _observe(
         observer.observe(observation)
 
 
-def _no_policy(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
+def _no_policy(texts: Sequence[str], **options: object) -> Float[np.ndarray, "texts width"]:
     raise DataError(
         "trace: there is no policy to embed questions with; set estimator.embeddings to {type: sentence, "
         "path: ...}, {type: lm, path: ...} or {type: ngrams}"

@@ -6,7 +6,15 @@ from typing import Any, Literal, final
 import numpy as np
 from pydantic import Field
 
-from dteframe import Estimator, EstimatorConfig, Observation, Question, SuccessEstimate, TextEncoder, hookimpl
+from dteframe import (
+    Estimator,
+    EstimatorConfig,
+    Observation,
+    PolicyEncoder,
+    Question,
+    SuccessEstimate,
+    hookimpl,
+)
 
 
 class MyPluginConfig(EstimatorConfig):
@@ -23,7 +31,7 @@ class MyPlugin(Estimator):
 
     config: MyPluginConfig
 
-    def start(self, questions: Sequence[Question], encode_with_policy: TextEncoder) -> None:
+    def start(self, questions: Sequence[Question], encode_with_policy: PolicyEncoder) -> None:
         """See the pool: nothing is measured yet."""
         self._row = {question.id: row for row, question in enumerate(questions)}
         self._rate = np.zeros(len(questions))

@@ -82,8 +82,11 @@ def same_value(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def letters_of(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
-    """Stand in for the policy's view of a text: how often each printable character occurs in it."""
+def letters_of(texts: Sequence[str], **options: object) -> Float[np.ndarray, "texts width"]:
+    """Stand in for the policy's view of a text: how often each printable character occurs in it.
+
+    The options of a real encoder are taken and change nothing.
+    """
     counts = np.zeros((len(texts), 96))
     for row, text in enumerate(texts):
         for character in text:
