@@ -325,7 +325,8 @@ def test_any_override_gives_a_recipe_or_a_recipe_error(registry, tmp_path, key, 
 def test_an_override_of_a_nested_type_drops_the_keys_of_the_former_one():
     recipe = Path(__file__).parents[1] / "recipes" / "math_qwen.yaml"
     loaded = load_recipe(recipe, ["estimator.embeddings.type=policy"], load_registry([]))
-    assert loaded.recipe.estimator.model_dump()["embeddings"] == {"type": "policy"}
+    found = loaded.recipe.estimator.model_dump()["embeddings"]
+    assert found == {"layer": None, "suffix": None, "type": "policy"}
     told = [note.partition(": ")[2] for note in loaded.notes if "embeddings" in note]
     assert told == [
         f"estimator.embeddings.{key}: dropped; estimator.embeddings 'policy' has no such key "

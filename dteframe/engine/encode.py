@@ -28,7 +28,8 @@ def encode_with(
     """Embed texts as ``PolicyEncoder`` says.
 
     Raises:
-        ValueError: the policy is sharded, and this process alone cannot run it, or it has fewer layers.
+        ValueError: the policy is sharded, and this process alone cannot run it, it has no such earlier layer,
+            or the suffix has no tokens.
     """
     import torch
     from torch.distributed.tensor import DTensor
@@ -45,6 +46,10 @@ def encode_with(
             "estimator.embeddings.layer, or leave it out for the last"
         )
     behind = policy.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+    if suffix and not behind:
+        raise ValueError(
+            f"encode_with_policy: the tokenizer gives no token for the suffix {suffix!r}; change it"
+        )
     encoded = [row + behind for row in policy.tokenizer(list(texts))["input_ids"]] if texts else []
     width = policy.module.config.hidden_size
     embeddings = np.zeros((len(texts), 2 * width if behind else width), np.float32)

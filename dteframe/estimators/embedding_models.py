@@ -158,6 +158,8 @@ def load_encoder(
     module = module.eval().to(context.device)
     asked = config.suffix if isinstance(config, LanguageModelEmbeddings) else None
     suffix = tokenizer(asked, add_special_tokens=False)["input_ids"] if asked else []
+    if asked and not suffix:
+        raise DataError(f"{folder}: the tokenizer gives no token for embeddings.suffix {asked!r}; change it")
     limit = readable_length(module, tokenizer, config.max_length + len(suffix)) - len(suffix)
     if limit < 1:
         raise DataError(

@@ -16,9 +16,10 @@ class HiddenStates(BaseModel):
 
     layer: int | None = Field(default=None, ge=1)
     """Number of layers that the text passes through; null is all of them, and the last normalisation. About
-    two thirds told more of difficulty than all (docs/estimators.md)."""
+    two thirds told more of difficulty than all (docs/estimators.md); of a folder's model the others are not
+    computed."""
     suffix: str | None = Field(default=None, min_length=1)
-    """Words behind each text, which a length limit neither counts nor cuts. The state of their last token
+    """Words behind each text, which ``max_length`` neither counts nor cuts. The state of their last token
     stands beside the mean over the text's tokens; null is that mean alone. Asking there how hard the question
     is told a little more of its difficulty (docs/estimators.md)."""
 
@@ -57,7 +58,7 @@ class LanguageModelEmbeddings(HiddenStates, FolderEmbeddings):
     """Hidden states of any language model.
 
     Source: DOTS, arXiv:2506.05316, App. C.1, with the mean of Qwen2.5-Math-1.5B-Instruct's last ones. Earlier
-        layers are ours; what is behind a text, after arXiv:2307.16645, is ours too.
+        layers are ours. The state behind a text: arXiv:2307.16645; ours asks how hard the question is.
     """
 
     type: Literal["lm"] = "lm"

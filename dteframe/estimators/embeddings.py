@@ -83,7 +83,10 @@ def embedder_of(config: EmbeddingsConfig, encode_with_policy: PolicyEncoder, con
     folder = find_model_folder(config.path, config.revision)
     if isinstance(config, SentenceEmbeddings):
         check_sentence_model(folder)
-    digest = hash_model(folder, config.model_dump(exclude={"path", "revision", "batch_size"}))
+    options = config.model_dump(exclude={"path", "revision", "batch_size"})
+    if options.get("suffix") is None:
+        options.pop("suffix", None)
+    digest = hash_model(folder, options)
     return Embedder(
         f"{config.type}:{digest}",
         lambda texts: load_encoder(folder, config, texts, context),

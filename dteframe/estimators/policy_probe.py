@@ -36,7 +36,7 @@ class PolicyProbeConfig(EstimatorConfig):
 
     type: Literal["policy_probe"] = "policy_probe"
     embeddings: EmbeddingsConfig = PolicyEmbeddings()
-    """What the probe reads: the policy's last hidden states as they are before training, or another model's
+    """What the probe reads: the policy's hidden states as they are before training, or another model's
     (``{type: sentence, path: ...}``, ``{type: lm, path: ...}``)."""
     length_knots: int = Field(default=8, ge=0)
     """Places at which the line through a question's length in characters may bend, spread so that as many
