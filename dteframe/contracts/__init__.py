@@ -41,6 +41,7 @@ __all__ = [
     "ObjectiveConfig",
     "PluginConfig",
     "Policy",
+    "PolicyEncoder",
     "Replay",
     "ReplayConfig",
     "Reward",
@@ -49,7 +50,6 @@ __all__ = [
     "RolloutConfig",
     "Selector",
     "SelectorConfig",
-    "PolicyEncoder",
     "Tracker",
     "TrackerConfig",
 ]

@@ -25,6 +25,9 @@ class PolicyEncoder(Protocol):
             texts: what is embedded.
             layer: number of layers that a text passes through; None is all, and the last normalisation.
             suffix: words behind each text; the state of their last token then stands beside the mean.
+
+        Returns:
+            Embeddings of the hidden states' width, or of twice that with a suffix.
         """
 
 
@@ -50,7 +53,7 @@ class Estimator(Component):
 
         Args:
             questions: all training questions; ids are distinct.
-            encode_with_policy: embeds texts with the policy as it is before training; works during this call.
+            encode_with_policy: embeds texts with the policy as it is before training; call it here alone.
         """
 
     def references(self, rng: np.random.Generator) -> Sequence[str]:

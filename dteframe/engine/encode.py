@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from dteframe.pooling import pool
+from dteframe.pooling import pool_states
 
 if TYPE_CHECKING:
     from dteframe.contracts import Policy
@@ -45,14 +45,14 @@ def encode_with(
             f"encode_with_policy: layer is {layer}, the policy has {num_layers} layers; lower "
             "estimator.embeddings.layer, or leave it out for the last"
         )
-    behind = policy.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
-    if suffix and not behind:
+    suffix_ids = policy.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+    if suffix and not suffix_ids:
         raise ValueError(
             f"encode_with_policy: the tokenizer gives no token for the suffix {suffix!r}; change it"
         )
-    encoded = [row + behind for row in policy.tokenizer(list(texts))["input_ids"]] if texts else []
+    encoded = [row + suffix_ids for row in policy.tokenizer(list(texts))["input_ids"]] if texts else []
     width = policy.module.config.hidden_size
-    embeddings = np.zeros((len(texts), 2 * width if behind else width), np.float32)
+    embeddings = np.zeros((len(texts), 2 * width if suffix_ids else width), np.float32)
     num_done = 0
     policy.module.eval()  # type: ignore[no-untyped-call]  # transformers wraps it untyped
     with torch.no_grad():
@@ -61,9 +61,10 @@ def encode_with(
             some = {"input_ids": [encoded[position] for position in positions]}
             batch = policy.tokenizer.pad(some, return_tensors="pt", padding_side="right")
             inputs = {name: batch[name].to(policy.device) for name in ("input_ids", "attention_mask")}
-            given = policy.module(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
-            states = given[-1 if layer is None else layer]
-            embeddings[positions] = pool(states, inputs["attention_mask"], len(behind)).cpu().numpy()
+            layers = policy.module(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
+            states = layers[-1 if layer is None else layer]
+            pooled = pool_states(states, inputs["attention_mask"], len(suffix_ids))
+            embeddings[positions] = pooled.cpu().numpy()
             num_done += len(positions)
             progress("embedding questions with the policy", num_done, len(texts))
     return embeddings

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from dteframe import Context, DataError
 from dteframe.estimators.embedding_options import LanguageModelEmbeddings, SentenceEmbeddings
 from dteframe.estimators.text_length import readable_length, warn_of_long_texts
-from dteframe.pooling import pool
+from dteframe.pooling import pool_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -156,15 +156,15 @@ def load_encoder(
     if isinstance(config, LanguageModelEmbeddings) and config.layer is not None:
         keep_layers(module, config.layer, folder)
     module = module.eval().to(context.device)
-    asked = config.suffix if isinstance(config, LanguageModelEmbeddings) else None
-    suffix = tokenizer(asked, add_special_tokens=False)["input_ids"] if asked else []
-    if asked and not suffix:
-        raise DataError(f"{folder}: the tokenizer gives no token for embeddings.suffix {asked!r}; change it")
-    limit = readable_length(module, tokenizer, config.max_length + len(suffix)) - len(suffix)
+    suffix = config.suffix if isinstance(config, LanguageModelEmbeddings) else None
+    suffix_ids = tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+    if suffix and not suffix_ids:
+        raise DataError(f"{folder}: the tokenizer gives no token for embeddings.suffix {suffix!r}; change it")
+    limit = readable_length(module, tokenizer, config.max_length + len(suffix_ids)) - len(suffix_ids)
     if limit < 1:
         raise DataError(
-            f"{folder}: embeddings.suffix has {len(suffix)} tokens, which leaves no room for texts; shorten "
-            "it"
+            f"{folder}: embeddings.suffix has {len(suffix_ids)} tokens, which leaves no room for texts; "
+            "shorten it"
         )
     lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
     if 0 in lengths:
@@ -174,11 +174,11 @@ def load_encoder(
 
     def encode(texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
         rows = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-        inputs = tokenizer.pad({"input_ids": [row + suffix for row in rows]}, return_tensors="pt")
+        inputs = tokenizer.pad({"input_ids": [row + suffix_ids for row in rows]}, return_tensors="pt")
         inputs = inputs.to(context.device)
         with torch.inference_mode():
             states = module(**inputs).last_hidden_state
-            pooled = pool(states, inputs["attention_mask"], len(suffix))
+            pooled = pool_states(states, inputs["attention_mask"], len(suffix_ids))
             if config.type == "sentence":
                 pooled = torch.nn.functional.normalize(pooled, dim=1)
         return np.asarray(pooled.cpu().numpy())

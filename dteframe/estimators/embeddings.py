@@ -83,9 +83,7 @@ def embedder_of(config: EmbeddingsConfig, encode_with_policy: PolicyEncoder, con
     folder = find_model_folder(config.path, config.revision)
     if isinstance(config, SentenceEmbeddings):
         check_sentence_model(folder)
-    options = config.model_dump(exclude={"path", "revision", "batch_size"})
-    if options.get("suffix") is None:
-        options.pop("suffix", None)
+    options = config.model_dump(exclude={"path", "revision", "batch_size"}, exclude_none=True)
     digest = hash_model(folder, options)
     return Embedder(
         f"{config.type}:{digest}",

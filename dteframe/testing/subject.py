@@ -82,7 +82,9 @@ def same_value(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def letters_of(texts: Sequence[str], **options: object) -> Float[np.ndarray, "texts width"]:
+def letters_of(
+    texts: Sequence[str], *, layer: int | None = None, suffix: str | None = None
+) -> Float[np.ndarray, "texts width"]:
     """Stand in for the policy's view of a text: how often each printable character occurs in it.
 
     The options of a real encoder are taken and change nothing.
